@@ -26,13 +26,11 @@ def open_tables(url: str, manifest: Manifest) -> BlockingSession:
     return session
 
 
-def put_rows(
-    session: BlockingSession, entity: Entity, columns: Sequence[str], rows: Iterable[Sequence[Any]]
-) -> None:
-    """Replace the rows of an entity's table."""
+def statements_of(
+    entity: Entity, columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> list[tuple[str, tuple[Any, ...]]]:
+    """Return the statements that replace the rows of an entity's table."""
     names = ", ".join(map(quote, columns))
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
     insert = f"INSERT INTO {quote(entity.name)} ({names}) VALUES ({marks})"
-    session.pipeline([
-        (f"DELETE FROM {quote(entity.name)}", ()), *[(insert, tuple(row)) for row in rows]
-    ])
+    return [(f"DELETE FROM {quote(entity.name)}", ()), *[(insert, tuple(row)) for row in rows]]

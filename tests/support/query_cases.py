@@ -2,9 +2,9 @@
 
 `tests/corpora/query_semantics.json` has them. A case has the types of the fields ``v`` and ``w``,
 the values of its rows, and one question: `filter` (a condition on ``v``), `where` (a whole
-filter), `policy` (``*`` in an ``exists(...)`` is the entity of the case), `search`, `order` (with
-`after` or `before`, the number of a row), `lookup` (a text), `aggregate` or `facets` (how many
-values).
+filter; beside a `policy` the filter of the policy's caller), `policy` (``*`` in an ``exists(...)``
+is the entity of the case), `search`, `order` (of ``v``, or an object; with `after` or `before`, the
+number of a row), `lookup` (a text), `aggregate` or `facets` (how many values).
 `ids` are the numbers of the rows, from 1, `answer` the figures; `error` is the code of a refusal.
 
 All rows of all cases are in one store: an entity for each pair of types, and a field ``part``
@@ -25,7 +25,7 @@ from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Poli
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.aggregate import Aggregate, parse_aggregate
 from pylon.query.parse import parse_where
-from pylon.query.predicate import Predicate, and_, equal
+from pylon.query.predicate import Predicate, and_, equal, guarded
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.interface import Reader
 from pylon.storage.ops import InsertRow
@@ -76,9 +76,10 @@ class Case:
         Raises:
             PylonError: the case has an `error`.
         """
-        if "policy" in self.source:
-            return self.rules.readable_by(CALLER)
         body = self.source.get("where", {})
+        if "policy" in self.source:
+            allowed = self.rules.readable_by(CALLER)
+            return guarded(allowed, parse_where(self.entity, body)) if body else allowed
         if "filter" in self.source:
             body = {"v": self.source["filter"]}
         if "search" in self.source:
@@ -88,14 +89,15 @@ class Case:
     @property
     def query(self) -> Query:
         """The query of a case with an order."""
-        body = {"$order": {"v": self.source["order"]}, "part": self.number}
+        order = self.source["order"]
+        order = order if isinstance(order, dict) else {"v": order}
+        body = {"$order": order, "part": self.number}
         body |= {f"${key}": self.source[key] for key in ("limit", "offset") if key in self.source}
         for key in ("after", "before"):
             if key in self.source:
                 number = self.source[key]
-                body[f"${key}"] = {
-                    "v": self.rows[number - 1]["v"], "id": f"{self.number * _MANY + number:040x}"
-                }
+                row = self.rows[number - 1] | {"id": f"{self.number * _MANY + number:040x}"}
+                body[f"${key}"] = {name: row[name] for name in (*order, "id")}
         return parse_filter(self.entity, body, _MANY)
 
     @property

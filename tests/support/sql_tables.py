@@ -26,9 +26,10 @@ from pylon.storage.sqlite.patterns import add_functions
 from pylon.storage.sqlite.schema.ddl import COLUMN_TYPES
 from tests.support import stores
 from tests.support.moments import stored_moment
-from tests.support.postgres_rows import open_tables, put_rows
+from tests.support.postgres_rows import open_tables, statements_of
 
 Row = Mapping[str, Any]
+_BOOLEAN = 16  # the type, in PostgreSQL's results
 _SCANS = {
     scans: f"SELECT set_config('enable_seqscan', '{'on' if scans else 'off'}', false)"
     for scans in (True, False)
@@ -110,10 +111,11 @@ class _PostgresRows:
         self._entity = entity
         self._session = open_tables(url, Manifest("tables", "1", (entity,)))
         self._scans = True
+        self._puts: list[Any] = []  # sent with the next question
         self._table = quote(entity.name)
 
     def put(self, rows: Iterable[Row]) -> None:
-        put_rows(self._session, self._entity, self._entity.columns, [
+        self._puts = statements_of(self._entity, self._entity.columns, [
             _stored(self._entity, row) for row in rows
         ])
 
@@ -121,14 +123,12 @@ class _PostgresRows:
         text = f"SELECT {selected} FROM {self._table} WHERE {clause.sql}"
         asked: tuple[str, Any] = numbered(text), clause.params
         self._scans = not self._scans
-        _, result = self._session.pipeline([(_SCANS[self._scans], ()), asked])
-        return [_decoded(result.get_value(row, 0)) for row in range(result.ntuples)]
-
-
-def _decoded(value: bytes | None) -> Any:
-    if value is None or value in (b"t", b"f"):
-        return None if value is None else value == b"t"
-    return value.decode()
+        puts, self._puts = self._puts, []
+        *_, result = self._session.pipeline([*puts, (_SCANS[self._scans], ()), asked])
+        values = [result.get_value(row, 0) for row in range(result.ntuples)]
+        if result.ftype(0) == _BOOLEAN:
+            return [None if value is None else value == b"t" for value in values]
+        return [None if value is None else value.decode() for value in values]
 
 
 def _stored(entity: Entity, row: Row) -> list[Any]:

@@ -188,16 +188,18 @@ class _Fit:
 
     def _compare(self, node: Compare) -> Predicate:
         left, right = node.left, node.right
-        if type(left) is Column and type(right) is Literal:
-            # PERF: the usual comparison.
-            if _fits(self._types.get(left.field, _TEXT), right.value):
-                return node
-        elif type(left) is Literal and type(right) is Literal:
-            return TRUE if evaluator_of(node)({}) else FALSE
+        if (
+            type(left) is Column and type(right) is Literal
+            and _fits(self._types.get(left.field, _TEXT), right.value)
+        ):
+            return node  # PERF: the usual comparison
         first, first_type = self._value(left)
         second, second_type = self._value(right)
-        if type(first) is Literal and type(second) is not Literal:
-            return self._compare(cast(Compare, compare(node.sign, second, first)))
+        if type(first) is Literal:
+            if first.value is None or type(second) is Literal:
+                found = compare(node.sign, first, second)
+                return TRUE if evaluator_of(found)({}) else FALSE
+            return self.condition(compare(node.sign, second, first))
         if type(second) is Literal:
             return _with_operand(node.sign, first, first_type, second.value)
         if first_type == second_type:
@@ -314,7 +316,7 @@ class _Fit:
         if type(value) is Outer:
             return value, self._scopes[value.depth].get(value.field, _TEXT)
         if type(value) is Literal:
-            return value, _OF_VALUE[type(value.value)]
+            return value, _OF_VALUE.get(type(value.value), _TEXT)
         if type(value) is Element:
             if all(map(is_storable, value.path)):
                 return value, _OF_KIND[value.kind]
@@ -330,6 +332,8 @@ class _Fit:
         sides = [
             _converted(*self._value(side), target) for side in (node.left, node.right)
         ]
+        if any(type(side) is Literal and side.value is None for side in sides):
+            return Literal(None), target
         if sides[0] is node.left and sides[1] is node.right:
             return node, target
         return Arithmetic(node.op, sides[0], sides[1]), target
@@ -349,6 +353,8 @@ def _converted(value: Value, source: SqlType, target: SqlType) -> Value:
     if source == target:
         return value
     if type(value) is Literal:
+        if value.value is None:
+            return value
         number = cast(float, value.value)
         if target == "double precision":
             return Literal(float(number))
