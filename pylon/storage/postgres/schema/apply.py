@@ -213,8 +213,8 @@ def _execute(
     search.forget_left(session, manifest, steps)
     for entity in manifest.entities:
         search.add_columns(session, entity, steps, new_tables)
-        if entity.name not in new_tables:
-            _name_key(session, entity, steps)
+        if session.is_in_transaction and entity.name not in new_tables:
+            _name_key(session, entity, steps)  # a renamed table, or another program's
 
 
 def _name_key(session: BlockingSession, entity: Entity, steps: OnlineSteps) -> None:

@@ -90,6 +90,7 @@ class PostgresCatalogue:
     def __init__(self, session: BlockingSession) -> None:
         self._session = session
         self._compression: str | None = None
+        self._kinds: dict[str, Mapping[str, str]] = {}  # by entity: a plan asks for each field
 
     # --- What there is -----------------------------------------------------------------------
 
@@ -106,8 +107,10 @@ class PostgresCatalogue:
         return references_by_default(self._session)
 
     def kinds_before(self, entity: str) -> Mapping[str, str]:
-        """See `Database`."""
-        return kinds_before(self._session, entity)
+        """See `Database`. As they were when this catalogue was first asked."""
+        if entity not in self._kinds:
+            self._kinds[entity] = kinds_before(self._session, entity)
+        return self._kinds[entity]
 
     def foreign_search(self, table: str) -> Sequence[tuple[str, str]]:
         """See `Database`. The published server's search on PostgreSQL breaks no writes."""

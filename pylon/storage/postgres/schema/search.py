@@ -55,7 +55,7 @@ def add_columns(
     session: BlockingSession, entity: Entity, steps: OnlineSteps, new_tables: Collection[str]
 ) -> None:
     """Make the missing column and indexes of an entity's search. The words are `backfill`'s."""
-    if entity.name in new_tables and entity.search is None:
+    if entity.search is None:
         return
     live = introspect(session, (entity.name,))
     table = live.tables[entity.name.lower()]
