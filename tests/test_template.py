@@ -270,7 +270,7 @@ def test_a_worker_imports_nothing_that_the_template_has_not(
 def as_server(it: Supervised) -> PylonServer:
     """Return a client of the same server."""
     found = PylonServer.__new__(PylonServer)
-    found.port, found.process = it.port, None
+    found.host, found.port, found.process = "127.0.0.1", it.port, None
     return found
 
 
