@@ -14,7 +14,7 @@ from tests.support.other_server import make_database
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
+pytestmark = pytest.mark.usefixtures("processes")
 
 MANIFEST: dict[str, Any] = {
     "manifest_version": 1, "name": "notes", "version": "0.1.0",

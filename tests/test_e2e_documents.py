@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import stores
 from tests.support.documents import LoroClient, sealed
 from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
@@ -136,7 +137,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(
     editor.copy.text("body").insert(0, "lost with the restore ")
     editor.push()
     server.terminate()
-    restored = server.ctl("restore", str(bundle), "--yes")
+    restored = server.ctl("restore", str(bundle), "--yes", *stores.restore_flags())
     assert restored.returncode == 0, restored.stderr
     server.start()
 

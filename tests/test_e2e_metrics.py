@@ -37,6 +37,7 @@ def value_of(page: str, name: str, **labels: str) -> float:
     return value
 
 
+@pytest.mark.sqlite  # sizes of its files
 def test_page_of_a_busy_server_passes_promtool(server: PylonServer, program: Program) -> None:
     promtool = program("promtool", "prometheus")
     token, user = server.guest()

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.support import stores
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient, settle
@@ -147,7 +148,7 @@ class Life(RuleBasedStateMachine):
     def restore(self, which: int) -> None:
         assert self.server.terminate() == 0
         bundle = self.server.folder / f"bundle-{which % self.bundles + 1}"
-        done = self.server.ctl("restore", str(bundle), "--yes")
+        done = self.server.ctl("restore", str(bundle), "--yes", *stores.restore_flags())
         assert done.returncode == 0, done.stderr
         self.server.start()
 

@@ -44,17 +44,7 @@ NOT_YET: Final[frozenset[str]] = frozenset({
     "tests.test_cli_search",
     "tests.test_cli_verbs",
     "tests.test_constraints",
-    "tests.test_e2e_arena",
-    "tests.test_e2e_backup",
-    "tests.test_e2e_chat",
-    "tests.test_e2e_datetimes",
-    "tests.test_e2e_documents",
-    "tests.test_e2e_explain",
-    "tests.test_e2e_metrics",
     "tests.test_e2e_promise",
-    "tests.test_e2e_promise_kills",
-    "tests.test_e2e_proxies",
-    "tests.test_e2e_reconnect",
     "tests.test_fuzz_requests",
     "tests.test_hub_acceptor",
     "tests.test_hub_memberships",
@@ -211,6 +201,11 @@ def open_epoch(path: Path, reason: str, clock: Clock, void_from: int | None = No
         first_seq = postgres_epochs.open_epoch(session, reason, clock, void_from)
         session.execute("COMMIT")
     return first_seq
+
+
+def restore_flags() -> tuple[str, ...]:
+    """Return the flags by which `pylonctl restore` replaces what is there."""
+    return () if current().name == SQLITE else ("--replace",)
 
 
 def backend_at(path: Path, **values: Any) -> Backend:
