@@ -43,9 +43,6 @@ def test_connection_that_ended_between_two_batches_costs_no_write(writers: Write
     writers.apply(writers.a, task(1))
     writers.end_connection(writers.a)
     codes = writers.codes(writers.a, task(2), update("Task", 1, {"rank": 2}))
-    if codes != [None, None]:  # noticed by a read ahead: nothing was written
-        assert codes == ["STORE_UNAVAILABLE"] * 2
-        codes = writers.codes(writers.a, task(2), update("Task", 1, {"rank": 2}))
     assert codes == [None, None] and len(writers.events()) == 3
 
 
@@ -161,6 +158,7 @@ def test_outcome_that_nobody_can_tell_is_said_to_be_unknown(
 ) -> None:
     monkeypatch.setattr(transaction, "SETTLE_S", 1.0)
     engine = open_through(proxy, writers.url)
+    writers.apply(engine, task(9))
     proxy.loses_answers.set()
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(writers.apply(engine, task(1))))
@@ -234,10 +232,8 @@ def test_start_is_refused_where_a_later_one_would_be_too(postgres_url: str) -> N
 
 
 def test_unsafe_server_is_refused_outside_of_dev(postgres_server: PostgresServer) -> None:
-    server = PostgresServer(postgres_server.programs)
+    server = PostgresServer(postgres_server.programs, None, "fsync=off")
     try:
-        server.stop("fast")
-        server.start("fsync=off")
         session = connect.open_session(server.url, "test", "", SystemClock())
         with pytest.raises(StartRefused, match="fsync=off"):
             connect.check_server(session, server.url)

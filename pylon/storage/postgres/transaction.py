@@ -204,6 +204,12 @@ class PostgresTransaction:
                 self.overlay.clear()
                 if locked or not head:
                     self._take_lock([], guards=0)
+        except psycopg.Error as error:
+            self.roll_back()
+            if is_lost(error):  # nothing was sent that changes anything
+                self._writer.get()  # raises if the server is away
+                raise OutdatedError from error
+            raise
         except BaseException:
             self.roll_back()  # the engine does so once it has begun
             raise
