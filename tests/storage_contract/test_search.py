@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from pylon.auth_context import ADMIN, AuthContext
-from pylon.query.predicate import TRUE, Predicate, guarded
+from pylon.query.index_words import index_words
+from pylon.query.predicate import TRUE, Match, Predicate, guarded
 from pylon.query.rows import Query
 from pylon.query.words import parse_match, parse_words
 from pylon.storage.backend import Backend
 from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow
 from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage
+from tests.support.examples import count_examples
 from tests.support.search import pages_manifest
 
 pytestmark = pytest.mark.stores
@@ -107,3 +112,54 @@ def test_entity_without_an_index_is_searched_by_its_texts(backend: Backend) -> N
     rows = stage.rows("Page", parse_words(entity, "green tea"))
     assert [int(row["id"], 16) for row in rows] == [1]
     stage.close()
+
+
+# --- The found set, against a model -------------------------------------------------------------
+
+LETTERS = "abAB éÉß日本ก็-_.'\"*:&|!\\1\u0301\U0001f600"
+MODEL_TEXTS = [
+    "".join(random.choice(LETTERS) for _ in range(random.randrange(1, 14)))
+    for random in [Random(n) for n in range(120)]
+]
+
+
+def has_words(words: list[str], parts: list[str], is_open: bool) -> bool:
+    """Whether the words have the parts side by side."""
+    for begin in range(len(words) - len(parts) + 1):
+        found = words[begin : begin + len(parts)]
+        if found == parts or (
+            is_open and found[:-1] == parts[:-1] and found[-1].startswith(parts[-1])
+        ):
+            return True
+    return False
+
+
+def matches(match: Match, text: str) -> bool:
+    """Whether a text has all words of a search, as docs/query-semantics.md defines it."""
+    words = index_words(text)
+    asked = [(index_words(word), n == len(match.words) - 1) for n, word in enumerate(match.words)]
+    return any(parts for parts, _ in asked) and all(
+        not parts or has_words(words, parts, is_last and match.is_open) for parts, is_last in asked
+    )
+
+
+@pytest.fixture
+def many(backend: Backend) -> Iterator[StoreStage]:
+    made = StoreStage(backend, MANIFEST)
+    assert not any(made.codes(*(page(n, title) for n, title in enumerate(MODEL_TEXTS, 1))))
+    yield made
+    made.close()
+
+
+@settings(
+    max_examples=count_examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=st.text(LETTERS, max_size=8) | st.sampled_from(MODEL_TEXTS))
+def test_every_store_finds_the_rows_of_the_model(many: StoreStage, text: str) -> None:
+    match = parse_match(PAGE, text)
+    # A mark without a letter is a word for SQLite alone.
+    assume(match is None or "" not in [part for word in match.words for part in index_words(word)])
+    expected = range(1, len(MODEL_TEXTS) + 1) if match is None else [
+        n for n, title in enumerate(MODEL_TEXTS, 1) if matches(match, title)
+    ]
+    assert found(many, text) == list(expected), repr(text)
