@@ -133,7 +133,12 @@ class PostgresReader:
 
     def page(self, entity: str, query: Query) -> tuple[int, bytes]:
         rows = self.rows(entity, query)
-        return len(rows), b"[%b]" % b",".join(rows)
+        count = len(rows)
+        if not rows:
+            return 0, b"[]"
+        rows[0] = b"[" + rows[0]  # PERF: so that the whole text is copied once
+        rows[-1] += b"]"
+        return count, b",".join(rows)
 
     def _rows(
         self, entity: str, query: Query, size_bytes: int, spare: int
