@@ -151,6 +151,7 @@ def test_backup_verify_restore_without_a_server(ctl: Ctl, tmp_path: Path) -> Non
     assert ctl("restore", "nowhere", "--yes").returncode == 1
 
 
+@pytest.mark.sqlite
 def test_memory_has_no_backup(ctl: Ctl) -> None:
     done = ctl("backup", "b", PYLON_IN_MEMORY="1")
     assert done.returncode == 1

@@ -113,6 +113,7 @@ def insert(engine: WriteEngine, fields: tuple[Field, ...], number: int, **body: 
     assert reply.error is None
 
 
+@pytest.mark.sqlite  # it counts on the connection of the writer
 def test_rows_from_before_a_constraint_stay_and_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_rows_from_before_a_constraint_stay_and_are_counted(
     engine.close()
 
 
+@pytest.mark.sqlite  # as above
 def test_an_enum_that_loses_a_value_keeps_its_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     wide = (Field("x", FieldType.ENUM, True, False, values=("a", "b")),)

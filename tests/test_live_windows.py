@@ -296,7 +296,7 @@ def test_window_whose_rows_cannot_be_read_ends_with_an_error(
 
 
 def test_diffs_wait_until_the_client_has_its_rows(world: LiveStage) -> None:
-    world.write(*(world.insert("Public", row_id(n), text="x" * 10_000) for n in range(400)))
+    world.write(*(world.insert("Public", row_id(n), ownerId="x" * 10_000) for n in range(400)))
     world.publish()
     client = LiveClient(world, ADA)
     client.windows["s"] = LiveWindow({"$limit": 300})
@@ -317,7 +317,7 @@ def test_diffs_wait_until_the_client_has_its_rows(world: LiveStage) -> None:
 def test_client_that_takes_its_rows_too_slowly_subscribes_again(
     world: LiveStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.write(*(world.insert("Public", row_id(n), text="x" * 10_000) for n in range(400)))
+    world.write(*(world.insert("Public", row_id(n), ownerId="x" * 10_000) for n in range(400)))
     world.publish()
     client = LiveClient(world, ADA)
     client.windows["s"] = LiveWindow({"$limit": 300})

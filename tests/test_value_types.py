@@ -115,6 +115,7 @@ class Stage:
     """A store with the rows of one example."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.engine = open_engine(path, manifest=MANIFEST)
         self.reader = stores.backend_at(path).open_reader(MANIFEST)
         self.codec = EntityCodec(THING)
@@ -230,11 +231,9 @@ def test_a_row_has_the_normal_form_of_each_value(stage: Stage) -> None:
     after = orjson.loads(stage.reader.get("Thing", row_id(1)) or b"")
     assert (after["c"], after["j"], after["x"]) == ("0", [True], "5")
     assert stage.found({"c": "0", "j": {"$contains": True}, "x": 5}) == [1]
-    columns = stage.reader._conn.execute("SELECT e, y, c, j, x, o FROM Thing").fetchall()
+    columns = stores.run_sql(stage.path, 'SELECT e, y, c, j, x, o FROM "Thing"')
     assert columns == [("B", "2026-03-29", "1" + "0" * 38, "[true]", "5", sort_text_of("-3"))]
-    whole = stage.reader._conn.execute(
-        "SELECT id, e, y, c, j, x, o FROM Thing"
-    ).fetchall()
+    whole = stores.run_sql(stage.path, 'SELECT id, e, y, c, j, x, o FROM "Thing"')
     assert stage.codec.row_from_sql(whole[0]) == after
 
 

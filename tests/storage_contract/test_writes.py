@@ -258,3 +258,11 @@ def test_committed_rows_survive_a_restart(stage: StoreStage) -> None:
     assert [row["title"] for row in stage.rows("Task")] == ["kept"]
     (reply,) = stage.apply(task(2))
     assert reply.seq > head
+
+
+def test_row_that_breaks_its_id_and_a_unique_value_is_told_of_the_value(stage: StoreStage) -> None:
+    assert stage.codes(task(1, slug="a"), task(2, slug="b")) == [None, None]
+    assert stage.codes(
+        task(1, slug="a", client_id=True), task(1, slug="b", client_id=True),
+        task(1, slug="c", client_id=True),
+    ) == ["UNIQUE_VIOLATION", "UNIQUE_VIOLATION", "OPTIMISTIC_ID_CONFLICT"]

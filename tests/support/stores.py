@@ -40,25 +40,7 @@ CHOICES: Final = (SQLITE, POSTGRES, "both")
 
 # Modules that run on PostgreSQL only when `--store postgres` asks for it. To be empty.
 NOT_YET: Final[frozenset[str]] = frozenset({
-    "tests.test_cli_data",
-    "tests.test_cli_search",
-    "tests.test_cli_verbs",
-    "tests.test_constraints",
     "tests.test_e2e_promise",
-    "tests.test_fuzz_requests",
-    "tests.test_hub_acceptor",
-    "tests.test_hub_memberships",
-    "tests.test_hub_turns",
-    "tests.test_live_queries",
-    "tests.test_live_windows",
-    "tests.test_live_windows_memberships",
-    "tests.test_live_windows_model",
-    "tests.test_scoped_memberships",
-    "tests.test_shards_registry",
-    "tests.test_supervisor_writer",
-    "tests.test_sync_scopes",
-    "tests.test_value_types",
-    "tests.test_ws_deflate",
 })
 
 

@@ -202,10 +202,6 @@ class PostgresTable:
     ) -> None:
         """See `RowTable`."""
         overlay, key = self._overlay, (self.name, row_id)
-        if overlay.rows.get(key) is not None or (
-            key not in overlay.rows and overlay.exists.get(key)
-        ):
-            raise ConstraintFailed("unique", _ID)
         if len(values) != len(self._places):
             raise ValueError(f"{self.name} has {len(self._places)} fields, not {len(values)}")
         if None in values:
@@ -224,11 +220,16 @@ class PostgresTable:
         owned: Sequence[tuple[Any, ...]] = ()
         if self._reads_rows:
             row = orjson.loads(row_json)
-            owned = self._free_keys(row_id, row)
+            owned = self._free_keys(row)
             if self._folded:
                 parameters += _encode([fold_case(values[place]) for place in self._folded])
             if self._has_words:
                 parameters.append(vector_of(self._entity, row))
+        # Last, since SQLite reports the unique value where a row breaks both.
+        if overlay.rows.get(key) is not None or (
+            key not in overlay.rows and overlay.exists.get(key)
+        ):
+            raise ConstraintFailed("unique", _ID)
         transaction = self._transaction
         transaction.gathered.append(Gathered(
             "", parameters, transaction.position, seq, self._shape, self, row_json
@@ -331,8 +332,8 @@ class PostgresTable:
 
     # --- Checks --------------------------------------------------------------------------------
 
-    def _free_keys(self, row_id: str, row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Return the unique keys of a new row, none of which another row has.
+    def _free_keys(self, row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Return the unique keys of a new row, none of which a stored row has.
 
         Raises:
             ConstraintFailed
@@ -341,11 +342,11 @@ class PostgresTable:
         for unique in self.uniques:
             values = unique.values_of(row)
             if values is not None:
-                self._check_free(unique, values, row_id)
+                self._check_free(unique, values, None)
                 owned.append((unique, values))
         return owned
 
-    def _check_free(self, unique: UniqueKey, values: Values, row_id: str) -> None:
+    def _check_free(self, unique: UniqueKey, values: Values, row_id: str | None) -> None:
         """
         Raises:
             ConstraintFailed: another row has the values.
