@@ -35,6 +35,7 @@ from pylon.storage.postgres.aggregate import aggregates_of, value_decoder
 from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.graph import graphs_of
+from pylon.storage.postgres.log import HEAD
 from pylon.storage.postgres.parameters import bytea_of
 from pylon.storage.postgres.reads import EntityReads, bounded, counted
 from pylon.storage.postgres.system_reads import rows_of, text_of
@@ -247,7 +248,7 @@ class PostgresReader:
     # --- Pylon's own tables --------------------------------------------------------------------
 
     def head_seq(self) -> int:
-        return _int(self._run(system_reads.HEAD))
+        return _int(self._run(HEAD))
 
     def oldest_seq(self) -> int:
         return _int(self._run(system_reads.OLDEST))

@@ -86,20 +86,19 @@ class EntityReads:
                 dialect, self.entity, _ROW, self.compile, query, query.limit, query.offset
             )
         where, order = query.where, order_by(dialect, query.order)
+        if query.after_id is not None:
+            where = and_(where, compare(">", Column("id"), Literal(query.after_id)))
         ordered: tuple[object, ...] = ()
         if query.relevance is not None:
             where = and_(query.relevance, where) if where is not FALSE else FALSE
             order, ordered = f"{RELEVANCE}, id", (match_expression(query.relevance),)
         clause = self.compile(where)
-        text, params = clause.sql, clause.params
-        if query.after_id is not None:
-            text, params = f"({text}) AND id > ?", (*params, query.after_id)
         columns = "_json AS _j"
         if query.relevance is not None:
             columns += f", {relevance_of('?')} AS {RELEVANCE}"
         return SqlClause(
-            select_span(self.table, columns, text, order, "LIMIT ? OFFSET ?", False),
-            (*ordered, *params, query.limit, query.offset), clause.cost,
+            select_span(self.table, columns, clause.sql, order, "LIMIT ? OFFSET ?", False),
+            (*ordered, *clause.params, query.limit, query.offset), clause.cost,
         )
 
 

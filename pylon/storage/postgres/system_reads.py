@@ -13,6 +13,7 @@ from psycopg.pq.abc import PGresult
 
 from pylon import limits
 from pylon.storage.events import ChangeEvent, Kind
+from pylon.storage.postgres.log import HEAD_OF
 from pylon.storage.postgres.parameters import bytea_of
 from pylon.storage.records import (
     DocumentUpdate,
@@ -27,11 +28,6 @@ _EVENT: Final = "seq, entity, row_id, kind, data, prev_data, timestamp"
 _EVENT_BYTES: Final = "coalesce(octet_length(data), 0) + coalesce(octet_length(prev_data), 0)"
 _NEWEST_NUMBER: Final = "coalesce((SELECT max(number) FROM {table}), 0)"
 
-HEAD_OF: Final = (
-    "greatest((SELECT max(seq) FROM _pylon_change_log), "
-    "(SELECT max(first_seq) FROM _pylon_epochs), (SELECT max(value) FROM _pylon_change_seq), 0)"
-)
-HEAD: Final = f"SELECT {HEAD_OF}"
 OLDEST: Final = f"SELECT coalesce((SELECT min(seq) FROM _pylon_change_log), {HEAD_OF} + 1)"
 EVENTS_AFTER: Final = (
     f"SELECT {_EVENT} FROM _pylon_change_log WHERE seq > $1 ORDER BY seq LIMIT $2"
