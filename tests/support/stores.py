@@ -39,9 +39,7 @@ POSTGRES_FIXTURES: Final = frozenset({"postgres_server", "postgres_url"})
 CHOICES: Final = (SQLITE, POSTGRES, "both")
 
 # Modules that run on PostgreSQL only when `--store postgres` asks for it. To be empty.
-NOT_YET: Final[frozenset[str]] = frozenset({
-    "tests.test_e2e_promise",
-})
+NOT_YET: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
