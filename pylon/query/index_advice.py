@@ -5,7 +5,7 @@ too. The fields of the order follow, or else one field that a range restricts. S
 the rows side by side, in their order.
 
 Invariant: the advice names fields of the entity only, and no value of a caller. Called by the
-SQLite backend and `pylonctl explain-query`.
+backends and `pylonctl explain-query`.
 """
 
 from __future__ import annotations

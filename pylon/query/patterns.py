@@ -14,7 +14,7 @@ own operator for all others. The case of ASCII letters does not matter; that of 
 Invariants: `LikePattern.matches` raises only the errors of its meter. It reads the clock once for
 each `Meter.GRAIN` characters. Bounds: a compiled piece with `_` takes 0.25 MiB at most
 (`limits.LIKE_WILD_CHARS`). Called by `predicate` (the form), `evaluate` and
-`storage.sqlite.patterns` (the matches).
+`storage.sqlite.patterns` (the matches). PostgreSQL takes hard patterns as regular expressions.
 """
 
 from __future__ import annotations
