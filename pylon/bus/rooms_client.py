@@ -27,7 +27,7 @@ from pylon.errors import NotInRoom
 from pylon.storage.nodes import NEWS_TICK_S
 
 _NO_REPLY: Final = 0
-_NEWS_TICKS: Final = 4
+_NEWS_PAUSES: Final = (1, 2, 4, 8)  # ticks of news between two tries
 
 
 class RoomsClient:
@@ -51,14 +51,14 @@ class RoomsClient:
     def submit(self, command: RoomCommand) -> RoomReply:
         """Have the room service execute a command; return its reply. Blocks this greenlet.
 
-        Where the user may have joined the room on another node just now, wait a few ticks for the
-        news of it.
+        Where the user may have joined the room on another node just now, wait up to 0.75 s for the
+        news of it, since published clients do not try again.
 
         Raises:
             Unavailable: too many commands are in flight, or no reply came in time.
             PylonError: the error that the room service replied.
         """
-        for _ in range(_NEWS_TICKS):
+        for ticks in _NEWS_PAUSES:
             try:
                 reply = self._request(command)
                 if not reply.is_stranger or not self._has_other_nodes():
@@ -66,7 +66,7 @@ class RoomsClient:
             except NotInRoom:
                 if not self._has_other_nodes():
                     raise
-            gevent.sleep(NEWS_TICK_S)
+            gevent.sleep(ticks * NEWS_TICK_S)
         return self._request(command)
 
     def _request(self, command: RoomCommand) -> RoomReply:

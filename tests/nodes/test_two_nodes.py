@@ -86,10 +86,13 @@ def connect(node: Node, token: str) -> websocket.WebSocket:
 
 
 def read_until(ws: websocket.WebSocket, condition: Callable[[dict[str, Any]], bool]) -> Any:
-    while True:
-        message = json.loads(ws.recv())
-        if condition(message):
-            return message
+    seen: list[Any] = []
+    until_s = time.monotonic() + WAIT_S
+    while time.monotonic() < until_s:
+        seen.append(json.loads(ws.recv()))
+        if condition(seen[-1]):
+            return seen[-1]
+    raise AssertionError(f"not among the messages of {WAIT_S} s: {seen}")
 
 
 def join(node: Node, room: str, token: str, data: object = None) -> Any:

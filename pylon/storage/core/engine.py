@@ -43,7 +43,7 @@ from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import DeferredError
 from pylon.storage.core.retention import Retention
 from pylon.storage.core.rows import RowWrites
-from pylon.storage.core.sessions import prune_sessions, put_session
+from pylon.storage.core.sessions import put_session
 from pylon.storage.core.transaction import (
     PROVISIONAL_SEQ,
     ForeignWriterError,
@@ -69,7 +69,7 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
-from pylon.storage.records import BatchRefusal, BatchResult, LogRetention
+from pylon.storage.records import BatchRefusal, BatchResult
 
 T = TypeVar("T")
 Handler = Callable[[int, Any, Journal], WriteReply]
@@ -82,11 +82,12 @@ class BatchEngine:
 
     def __init__(
         self, transaction: RowTransaction, manifest: Manifest, rules: RuleSet, clock: Clock,
-        row_max_bytes: int = limits.BODY_BYTES,
+        row_max_bytes: int = limits.BODY_BYTES, retention: Retention | None = None,
     ) -> None:
         """
         Args:
             row_max_bytes: largest size of a row's JSON (PYLON_ROW_MAX_BYTES).
+            retention: counts what this engine's transactions log.
         """
         self._transaction = transaction
         self._clock = clock
@@ -105,7 +106,7 @@ class BatchEngine:
         self._references = rows.references
         self._documents = rows.documents
         self._large = rows.large
-        self._retention = Retention(transaction)
+        self._retention = retention
         self._asked = rules.asked_by_readers
         self._is_run_ended = False
         self._problem: BatchRefusal | None = None
@@ -184,7 +185,7 @@ class BatchEngine:
                 transaction.commit()
             finally:
                 if transaction.roll_back():
-                    self._retention.undo()
+                    self._forget_counts()
         except transaction.errors as error:
             raise _unavailable(transaction.refusal_of(error)[1]) from error
         self._refuse_misplaced()
@@ -199,22 +200,9 @@ class BatchEngine:
         if self._problem is not None:
             raise _misplaced()
 
-    # --- Maintenance, each within a step ----------------------------------------------------
-
-    def prune_log(self, step: LogRetention) -> int:
-        """See `pylon.storage.interface.Maintenance`."""
-        return self.run_step(lambda: self._retention.prune(step))
-
-    def prune_sessions(self, limit: int, unused_before_s: int) -> int:
-        """See `pylon.storage.interface.Maintenance`."""
-        now_s = self._clock.wall_ns() // NS_PER_S
-        return self.run_step(
-            lambda: prune_sessions(self._transaction, limit, now_s, unused_before_s)
-        )
-
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
-        """See `pylon.storage.interface.Maintenance`."""
-        return self.run_step(lambda: self._transaction.mark_sessions_used(session_ids))
+    def _forget_counts(self) -> None:
+        if self._retention is not None:
+            self._retention.undo()
 
     def end_run(self) -> None:
         """See `pylon.storage.interface.Maintenance`."""
@@ -274,7 +262,7 @@ class BatchEngine:
             shift = transaction.commit()
         finally:
             if transaction.roll_back():
-                self._retention.undo()
+                self._forget_counts()
                 self._documents.undo()
         events = journal.events
         if shift is None:
@@ -286,7 +274,8 @@ class BatchEngine:
                 events = [_shift_event(event, shift.by) for event in events]
         if events:
             self._is_run_ended = False
-        self._retention.commit(len(events), len(journal.ops))
+        if self._retention is not None:
+            self._retention.commit(len(events), len(journal.ops))
         self._documents.commit()
         published = ChangeBatch(previous, events) if events else None
         return BatchResult(

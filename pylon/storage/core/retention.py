@@ -12,7 +12,7 @@ its transaction.
 from __future__ import annotations
 
 from pylon import limits
-from pylon.storage.core.transaction import LogRows
+from pylon.storage.core.transaction import MaintenanceRows
 from pylon.storage.records import LogRetention
 
 
@@ -21,7 +21,7 @@ class Retention:
 
     __slots__ = ("_events", "_ops", "_rows")
 
-    def __init__(self, rows: LogRows) -> None:
+    def __init__(self, rows: MaintenanceRows) -> None:
         self._rows = rows
         self._events: int | None = None  # None: not counted yet
         self._ops: int | None = None

@@ -9,7 +9,7 @@ Called by `engine`, within its transaction.
 
 from __future__ import annotations
 
-from pylon.storage.core.transaction import SessionRows
+from pylon.storage.core.transaction import MaintenanceRows, SessionRows
 from pylon.storage.ops import PutSession
 from pylon.storage.records import SessionRow
 
@@ -22,7 +22,7 @@ def put_session(rows: SessionRows, op: PutSession) -> None:
     ))
 
 
-def prune_sessions(rows: SessionRows, limit: int, now_s: int, unused_before_s: int) -> int:
+def prune_sessions(rows: MaintenanceRows, limit: int, now_s: int, unused_before_s: int) -> int:
     """Drop at most `limit` expired sessions and at most `limit` unused guests.
 
     Args:

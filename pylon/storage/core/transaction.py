@@ -204,15 +204,6 @@ class SessionRows(Protocol):
     def drop_session(self, session_id: str) -> int:
         """Remove a session. Return how many were removed (0 or 1)."""
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
-        """Mark sessions as used. Return how many of them were unused before."""
-
-    def expired_sessions(self, now_s: int, limit: int) -> list[str]:
-        """Return the ids of expired sessions."""
-
-    def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
-        """Return the ids of unused sessions made before that time, oldest first."""
-
 
 class ShardRows(Protocol):
     """The stored shards."""
@@ -245,6 +236,25 @@ class LogRows(Protocol):
 
     def put_ops(self, ops: Mapping[OpName, DoneOp], now_s: int) -> None:
         """Store executed operations."""
+
+
+class MaintenanceRows(Protocol):
+    """The scans of retention, and of the collection of sessions, within a step of maintenance.
+
+    A backend whose upkeep has a connection of its own does without.
+    """
+
+    def drop_session(self, session_id: str) -> int:
+        """See `SessionRows`."""
+
+    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+        """Mark sessions as used. Return how many of them were unused before."""
+
+    def expired_sessions(self, now_s: int, limit: int) -> list[str]:
+        """Return the ids of expired sessions."""
+
+    def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
+        """Return the ids of unused sessions made before that time, oldest first."""
 
     def count_events(self) -> int:
         """Return the number of events; a scan."""

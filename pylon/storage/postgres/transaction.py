@@ -45,7 +45,6 @@ from pylon.storage.core.transaction import (
     DocumentKey,
     DoneOp,
     ForeignWriterError,
-    LoggedEvent,
     OpName,
     OutcomeUnknownError,
     OutdatedError,
@@ -751,26 +750,6 @@ class PostgresTransaction:
                 None if digest is None else digest.encode(),
             ], NO_REQUEST, seq, _OPS))
 
-    def count_events(self) -> int:
-        """See `LogRows`. The log is pruned by `maintenance`, over a connection of its own."""
-        raise NotImplementedError
-
-    def oldest_events(self, limit: int) -> list[LoggedEvent]:
-        """See `count_events`."""
-        raise NotImplementedError
-
-    def drop_events(self, to_seq: int) -> int:
-        """See `count_events`."""
-        raise NotImplementedError
-
-    def count_ops(self) -> int:
-        """See `count_events`."""
-        raise NotImplementedError
-
-    def drop_ops(self, limit: int, older_than_s: int, old_seq: int) -> int:
-        """See `count_events`."""
-        raise NotImplementedError
-
     # --- Documents -----------------------------------------------------------------------------
 
     def document_number(self, key: DocumentKey) -> int | None:
@@ -892,18 +871,6 @@ class PostgresTransaction:
     def _mark_session(self, kind: str, session_id: str) -> None:
         self._gather(sessions.MARK, (kind, session_id, self._clock.wall_ns() // NS_PER_S))
         self._changes_sessions = True
-
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
-        """See `SessionRows`. Sessions are pruned by `maintenance`, over its own connection."""
-        raise NotImplementedError
-
-    def expired_sessions(self, now_s: int, limit: int) -> list[str]:
-        """See `mark_sessions_used`."""
-        raise NotImplementedError
-
-    def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
-        """See `mark_sessions_used`."""
-        raise NotImplementedError
 
     def put_shard(self, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
         """See `ShardRows`."""

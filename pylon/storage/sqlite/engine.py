@@ -21,6 +21,7 @@ from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.runtime.boot_id import read_boot_id
 from pylon.storage.core.engine import BatchEngine
+from pylon.storage.core.retention import Retention
 from pylon.storage.ops import WriteRequest
 from pylon.storage.records import BatchResult
 from pylon.storage.sqlite import epochs, pragmas
@@ -36,13 +37,14 @@ class SqliteEngine:
     """`pylon.storage.interface.WriteEngine` on one SQLite file. `maintenance`: its upkeep."""
 
     def __init__(
-        self, conn: apsw.Connection, batches: BatchEngine, manifest: Manifest, clock: Clock
+        self, conn: apsw.Connection, batches: BatchEngine, turns: TurnLock,
+        maintenance: SqliteMaintenance,
     ) -> None:
         """Used by `open`; the connection is prepared and becomes the engine's own."""
         self._conn = conn
         self._batches = batches
-        self._turns = TurnLock()
-        self.maintenance = SqliteMaintenance(conn, batches, self._turns, manifest, clock)
+        self._turns = turns
+        self.maintenance = maintenance
 
     @classmethod
     def open(
@@ -74,8 +76,13 @@ class SqliteEngine:
             epochs.begin_run(conn, durability, boot, clock)
             pragmas.set_durability(conn, durability)
             transaction = SqliteTransaction(conn, clock, prepared.retained_columns)
-            batches = BatchEngine(transaction, manifest, rules, clock, row_max_bytes)
-            return cls(conn, batches, manifest, clock)
+            retention = Retention(transaction)
+            batches = BatchEngine(transaction, manifest, rules, clock, row_max_bytes, retention)
+            turns = TurnLock()
+            maintenance = SqliteMaintenance(
+                conn, batches, transaction, retention, turns, manifest, clock
+            )
+            return cls(conn, batches, turns, maintenance)
         except apsw.Error as error:
             if conn is not None:
                 conn.close()

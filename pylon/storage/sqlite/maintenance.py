@@ -18,11 +18,14 @@ from typing import Final, TypeVar
 import apsw
 
 from pylon import limits
-from pylon.clock import Clock
+from pylon.clock import NS_PER_S, Clock
 from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
 from pylon.storage.core.log_size import LogSize
+from pylon.storage.core.retention import Retention
+from pylon.storage.core.sessions import prune_sessions
+from pylon.storage.core.transaction import MaintenanceRows
 from pylon.storage.records import (
     BatchRefusal,
     ConversionStep,
@@ -51,11 +54,13 @@ class SqliteMaintenance:
     """See the module, and `pylon.storage.interface.Maintenance`."""
 
     def __init__(
-        self, conn: apsw.Connection, batches: BatchEngine, turns: TurnLock, manifest: Manifest,
-        clock: Clock,
+        self, conn: apsw.Connection, batches: BatchEngine, rows: MaintenanceRows,
+        retention: Retention, turns: TurnLock, manifest: Manifest, clock: Clock,
     ) -> None:
         self._conn = conn
         self._batches = batches
+        self._rows = rows
+        self._retention = retention
         self._turns = turns
         self._manifest = manifest
         self._clock = clock
@@ -69,15 +74,20 @@ class SqliteMaintenance:
 
     def prune_log(self, step: LogRetention) -> int:
         """See `Maintenance`."""
-        return self._run(lambda: self._batches.prune_log(step))
+        return self._run(lambda: self._batches.run_step(lambda: self._retention.prune(step)))
 
     def prune_sessions(self, limit: int, unused_before_s: int) -> int:
         """See `Maintenance`."""
-        return self._run(lambda: self._batches.prune_sessions(limit, unused_before_s))
+        now_s = self._clock.wall_ns() // NS_PER_S
+        return self._run(lambda: self._batches.run_step(
+            lambda: prune_sessions(self._rows, limit, now_s, unused_before_s)
+        ))
 
     def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
         """See `Maintenance`."""
-        return self._run(lambda: self._batches.mark_sessions_used(session_ids))
+        return self._run(
+            lambda: self._batches.run_step(lambda: self._rows.mark_sessions_used(session_ids))
+        )
 
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """See `Maintenance`."""
