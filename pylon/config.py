@@ -26,7 +26,6 @@ from pylon.setting_checks import refuse_unsafe as refuse_unsafe
 from pylon.setting_values import (
     Parser,
     address,
-    cluster_url,
     cookie_domain,
     cookie_name,
     db_path,
@@ -78,7 +77,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             secret=True, shown=shown_url),
     Setting("PYLON_DATABASE_CONNECTIONS", "database_connections", _int(1, 64), "3",
             "Connections of each worker to PostgreSQL for reads that may be long. Each worker has "
-            "one more for short reads, the supervisor has three."),
+            "up to three more for short reads, the supervisor has four."),
     Setting("PYLON_DATABASE_WAIT_S", "database_wait_s", _float(0, 3600), "60",
             "How long a start waits for PostgreSQL; then it ends with exit code 75."),
     Setting("PYLON_DATABASE_OUTAGE_S", "database_outage_s", _float(1, 3600), "60",
@@ -109,10 +108,6 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_NODE", "node", node_name, None,
             "The name of this node among those that share a PostgreSQL database; default is the "
             "host name with four random digits, kept in the data directory."),
-    Setting("PYLON_REGION", "region", node_name, None,
-            "The region of this node, for the placement of shards."),
-    Setting("PYLON_CLUSTER_URL", "cluster_url", cluster_url, None,
-            "tcp://host:port at which other nodes reach this one, for shards on several nodes."),
     Setting("PYLON_HTTP_WORKERS", "http_workers", _int(1, 64), "2",
             "HTTP worker processes."),
     Setting("PYLON_WS_WORKERS", "ws_workers", _int(0, 64), "1",
@@ -224,8 +219,6 @@ class Config:
     shard_port: int
     roles: tuple[str, ...]
     node: str | None
-    region: str | None
-    cluster_url: str | None
     http_workers: int
     ws_workers: int
     sse_workers: int

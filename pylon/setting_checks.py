@@ -69,8 +69,6 @@ def _database_problems(config: Config) -> Iterator[str]:
             "PYLON_ROLES leaves out http, and without DATABASE_URL no other node can serve it: "
             "nobody could write"
         )
-    if config.cluster_url is not None:
-        yield "PYLON_CLUSTER_URL is set without DATABASE_URL: there are no other nodes"
 
 
 def _unsafe_origins(config: Config) -> Iterator[str]:

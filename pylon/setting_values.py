@@ -119,7 +119,7 @@ def role_names(raw: str) -> tuple[str, ...]:
 
 
 def node_name(raw: str) -> str:
-    """Return the name of a node or a region."""
+    """Return the name of a node."""
     if not _NODE_NAME.fullmatch(raw):
         raise ValueError("expected 1 to 63 letters, digits, dots, hyphens and underscores")
     return raw
@@ -175,15 +175,6 @@ def url(*schemes: str) -> Parser:
         return raw
 
     return parse
-
-
-def cluster_url(raw: str) -> str:
-    """Return tcp://host:port."""
-    checked: str = url("tcp")(raw)
-    parts = urlsplit(checked)
-    if parts.port is None or parts.path not in ("", "/") or parts.query:
-        raise ValueError("expected tcp://host:port")
-    return checked.rstrip("/")
 
 
 def cookie_name(raw: str) -> str:

@@ -320,8 +320,7 @@ def _join_nodes(
     facts = NodeFacts(
         name=config.node or "", incarnation=random.token_hex(_INCARNATION_BYTES),
         roles=tuple(role for role in config.roles if config.workers_of(role)),
-        version=pylon.__version__, region=config.region, cluster_url=config.cluster_url,
-        manifest=sha256(manifest.text.encode()).hexdigest(),
+        version=pylon.__version__, manifest=sha256(manifest.text.encode()).hexdigest(),
         workers={role: config.workers_of(role) for role in config.roles},
     )
     link = store.nodes(facts, clock, random)

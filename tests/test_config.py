@@ -50,7 +50,6 @@ def test_the_environment_wins_over_the_file() -> None:
         ({"PYLON_DEV_MODE": "yes"}, ("PYLON_DEV_MODE", "'yes'", "true")),
         ({"PYLON_DURABILITY": "maximal"}, ("PYLON_DURABILITY", "normal, full")),
         ({"PYLON_DRAIN_SECS": "nan"}, ("PYLON_DRAIN_SECS", "'nan'")),
-        ({"PYLON_CLUSTER_URL": "tcp://10.0.0.1"}, ("PYLON_CLUSTER_URL", "tcp://host:port")),
         ({"PYLON_NODE": "a b"}, ("PYLON_NODE", "'a b'", "1 to 63")),
     ],
 )
@@ -286,7 +285,6 @@ def test_settings_of_a_database_and_of_nodes_need_one() -> None:
     assert not list(unsafe_settings(config.load({**good, "PYLON_ROLES": "ws"}).config))
     for env in (
         {"PYLON_ROLES": "ws,sse"}, {"PYLON_DATABASE_DIRECT_URL": "postgres://db/app"},
-        {"PYLON_CLUSTER_URL": "tcp://10.0.0.1:4330"},
     ):
         (line,) = unsafe_settings(config.load({**GOOD, **env}).config)
         assert line.startswith(next(iter(env)))

@@ -30,9 +30,6 @@ class NodeFacts(msgspec.Struct, frozen=True):
     incarnation: str
     roles: tuple[str, ...]
     version: str
-    region: str | None = None
-    cluster_url: str | None = None
-    curve_key: str | None = None
     manifest: str = ""  # digest of the manifest that it judges by
     workers: dict[str, int] = {}  # by role
 

@@ -124,9 +124,8 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
     # The nodes of the server. Times are those of the database's clock.
     f"""CREATE TABLE IF NOT EXISTS _pylon_nodes (
         node {TEXT} PRIMARY KEY, incarnation {TEXT} NOT NULL, roles {TEXT} NOT NULL,
-        version {TEXT} NOT NULL, region {TEXT}, cluster_url {TEXT}, curve_key {TEXT},
-        manifest {TEXT} NOT NULL, workers {TEXT} NOT NULL, started_at TIMESTAMPTZ NOT NULL,
-        seen_at TIMESTAMPTZ NOT NULL)""",
+        version {TEXT} NOT NULL, manifest {TEXT} NOT NULL, workers {TEXT} NOT NULL,
+        started_at TIMESTAMPTZ NOT NULL, seen_at TIMESTAMPTZ NOT NULL)""",
 )
 FIRST_HEAD: Final = (
     "INSERT INTO _pylon_change_seq (id, value) VALUES (1, 0) ON CONFLICT DO NOTHING"
