@@ -20,6 +20,7 @@ from pylon import limits
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 from tests.support.search import SEARCH, is_hit, pages_app
+from tests.support.stores import TestStore
 
 pytestmark = pytest.mark.stores
 
@@ -44,7 +45,7 @@ CALLERS = ["admin", "ada", "bob", "nobody"]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiStage]:
+def server(tested_store: TestStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiStage]:
     with serve_api(tmp_path_factory.mktemp("search"), pages_app()) as made:
         for row in ROWS:
             assert made.call("POST", "/api/entities/Page", row, ADMIN_TOKEN).status_code == 201

@@ -16,6 +16,7 @@ import pytest
 from tests.support.manifests import notes_app
 from tests.support.measured import page_families
 from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.stores import TestStore
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.stores
 
 
 @pytest.fixture(scope="module")
-def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def server(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PylonServer]:
     env = {"PYLON_WS_WORKERS": "2", "PYLON_SSE_WORKERS": "0", "PYLON_SHARD_WORKERS": "0",
            "PYLON_HTTP_WORKERS": "1"}
     made = PylonServer(tmp_path_factory.mktemp("rooms"), notes_app(), env)

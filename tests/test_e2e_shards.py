@@ -17,6 +17,7 @@ import websocket
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.shard_client import Player, user
+from tests.support.stores import TestStore
 from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = pytest.mark.stores
@@ -28,7 +29,9 @@ ENVIRON = {"PYLON_APP": APP, "PYLON_SHARD_WORKERS": "2", "PYLON_HTTP_WORKERS": "
 
 
 @pytest.fixture(scope="module")
-def server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def server(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PylonServer]:
     """Two shards workers, so that half of all connections land where their shard is not."""
     made = PylonServer(tmp_path_factory.mktemp("shards"), notes_app(), ENVIRON).start()
     yield made

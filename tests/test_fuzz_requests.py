@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.stores import TestStore
 from tests.support.wide_app import SMALL, wide_app
 from tests.support.wire import KeepAliveClient, Response
 
@@ -69,7 +70,9 @@ def assert_is_well_formed(answer: Response, method: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def target(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def target(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Target]:
     server = PylonServer(tmp_path_factory.mktemp("requests"), wide_app(), SMALL)
     try:
         server.start()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.live import LiveSet
 from tests.support.stage import Stage, Worker
+from tests.support.stores import TestStore
 from tests.support.wait import wait_until
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.stores
 
 
 @pytest.fixture(scope="module")
-def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     made = Stage(tmp_path_factory.mktemp("live"))
     yield made
     made.close()

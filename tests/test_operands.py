@@ -208,3 +208,19 @@ def test_any_pattern_selects_the_rows_that_python_passes(session: BlockingSessio
         assert isinstance(condition, Like)
         for predicate in (condition, contains("s", pattern), not_(condition)):
             assert selected(session, predicate) == judged(rows, predicate), repr(pattern)
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_a_comparison_that_is_compared_with_a_constant(
+    session: BlockingSession, sign: Any
+) -> None:
+    rows = [{"id": name, "s": None, "n": n, "f": f, "b": None, "j": None} for name, n, f in (
+        ("same", 1, 1.0), ("other", 1, 1.5), ("large", 2**53 + 1, 2.0**53),
+    )]
+    put(session, rows)
+    inner = compare("=", Column("n"), Column("f"))
+    for held in (True, False):
+        for predicate in (
+            compare(sign, Literal(held), inner), one_of(Literal(held), (inner, Column("b"))),
+        ):
+            assert selected(session, predicate) == judged(rows, predicate)

@@ -24,6 +24,7 @@ from pylon.storage.sqlite.reads import EntityReads, selection
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.examples import count_examples
 from tests.support.storage import open_engine, row_id
+from tests.support.stores import TestStore
 
 pytestmark = pytest.mark.stores
 
@@ -104,7 +105,7 @@ class Scoped:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiStage]:
+def server(tested_store: TestStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiStage]:
     with serve_api(tmp_path_factory.mktemp("scopes"), MANIFEST) as made:
         yield made
 

@@ -28,6 +28,7 @@ from pylon.values.decimals import decimal_of, decimal_of_sort_text, sort_text_of
 from tests.support import stores
 from tests.support.examples import count_examples
 from tests.support.storage import open_engine, row_id
+from tests.support.stores import TestStore
 
 pytestmark = pytest.mark.stores
 
@@ -142,7 +143,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(tested_store: TestStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     made = Stage(tmp_path_factory.mktemp("types") / "a.db")
     yield made
     made.reader.close()

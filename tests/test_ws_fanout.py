@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker, connect_at_head
+from tests.support.stores import TestStore
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.stores
 
 
 @pytest.fixture(scope="module")
-def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """Shared: rows of earlier tests are replayed to later clients, until they have joined."""
     made = Stage(tmp_path_factory.mktemp("ws"))
     yield made

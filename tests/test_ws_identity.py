@@ -12,6 +12,7 @@ from pylon.auth.sessions import new_session
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock, SystemRandom
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker
+from tests.support.stores import TestStore
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.stores
 
 
 @pytest.fixture(scope="module")
-def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     made = Stage(tmp_path_factory.mktemp("identity"))
     yield made
     made.close()

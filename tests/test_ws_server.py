@@ -13,6 +13,7 @@ import websocket
 
 from pylon.bus.messages import SessionRevoked
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker, connect_at_head, drain
+from tests.support.stores import TestStore
 from tests.support.wait import WAIT_S, wait_until
 from tests.support.websocket_client import WebSocketClient, client_frame
 from tests.support.wire import Wire
@@ -24,7 +25,9 @@ CASES = json.loads((Path(__file__).parent / "corpora/ws/frames.json").read_text(
 
 
 @pytest.fixture(scope="module")
-def stage(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
     """Shared: rows of earlier tests are replayed to later clients, until they have joined."""
     made = Stage(tmp_path_factory.mktemp("ws"))
     yield made

@@ -27,6 +27,7 @@ from pylon.storage.related import StoredRelated
 from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage, open_backend
 from tests.support.examples import count_examples
+from tests.support.stores import TestStore
 
 pytestmark = pytest.mark.stores
 
@@ -101,7 +102,7 @@ def related(stage: StoreStage) -> StoredRelated:
 
 
 @pytest.fixture(scope="module")
-def open_stage() -> Any:
+def open_stage(tested_store: TestStore) -> Any:
     """Return a function that opens an empty store in a folder."""
     return lambda folder, rule: StoreStage(open_backend(Path(folder)), app_of(rule))
 

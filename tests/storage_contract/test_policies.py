@@ -19,6 +19,7 @@ from pylon.policy.rules import compile_rules
 from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow
 from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage, open_backend
+from tests.support.stores import TestStore
 from tests.test_policy_equivalence import AUTH, FLOATS, INTS, MOMENTS, RULE, TEXTS
 
 pytestmark = pytest.mark.stores
@@ -58,7 +59,7 @@ def app_of(rule: str) -> Manifest:
 
 
 @pytest.fixture(scope="module")
-def open_stage() -> Any:
+def open_stage(tested_store: TestStore) -> Any:
     """Return a function that opens an empty store in a folder."""
     return lambda folder, rule: StoreStage(open_backend(Path(folder)), app_of(rule))
 

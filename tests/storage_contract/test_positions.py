@@ -31,6 +31,7 @@ from pylon.values import EntityCodec
 from tests.storage_contract.backends import StoreStage, open_backend
 from tests.support.examples import count_examples
 from tests.support.storage import row_id
+from tests.support.stores import TestStore
 
 pytestmark = pytest.mark.stores
 
@@ -86,7 +87,7 @@ FILTERS: list[Predicate] = [
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> StoreStage:
+def stage(tested_store: TestStore, tmp_path_factory: pytest.TempPathFactory) -> StoreStage:
     backend = open_backend(tmp_path_factory.mktemp("positions"))
     return StoreStage(backend, MANIFEST)
 

@@ -15,6 +15,7 @@ from tests.support.query_cases import (
     load_cases,
     manifest_of,
 )
+from tests.support.stores import TestStore
 
 pytestmark = pytest.mark.stores
 
@@ -22,7 +23,9 @@ CASES = load_cases()
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreStage]:
+def stage(
+    tested_store: TestStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StoreStage]:
     """One store with the rows of all cases."""
     backend = open_backend(tmp_path_factory.mktemp("semantics"))
     made = StoreStage(backend, manifest_of(CASES))

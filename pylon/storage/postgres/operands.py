@@ -199,7 +199,7 @@ class _Fit:
             if first.value is None or type(second) is Literal:
                 found = compare(node.sign, first, second)
                 return TRUE if evaluator_of(found)({}) else FALSE
-            return self.condition(compare(node.sign, second, first))
+            return self.condition(compare(node.sign, first, right))  # `second` is fitted already
         if type(second) is Literal:
             return _with_operand(node.sign, first, first_type, second.value)
         if first_type == second_type:
