@@ -221,6 +221,7 @@ def test_a_published_client_uses_an_http_node_and_a_ws_node(make_node: MakeNode)
         """Pulls from one node and connects to the other."""
 
         class _Ports:
+            host = "127.0.0.1"
             port = ws.port
             request = staticmethod(http.request)
 
