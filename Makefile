@@ -66,7 +66,7 @@ test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "processes or slow"
 
 NEWEST := tests/storage_contract tests/test_e2e_sync.py tests/test_e2e_faults.py \
-  tests/test_e2e_promise_kills.py tests/test_e2e_documents.py tests/test_e2e_live.py tests/nodes
+  tests/test_e2e_promise_kills.py tests/test_e2e_documents.py tests/test_e2e_live.py
 
 test-newest-postgres: $(VENV)/installed-test
 	PYLON_TEST_POSTGRES=$(or $(PYLON_TEST_POSTGRES),18) \
