@@ -103,7 +103,7 @@ class MergeChecker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """What one process makes after its fork, for its services."""
+    """The parts that one process makes after its fork, for its services."""
 
     store: Store
     writer: Writer

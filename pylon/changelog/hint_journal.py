@@ -158,7 +158,7 @@ class HintWriter:
 
 
 class HintSink(Protocol):
-    """What a reader fills: `CursorHints`, or one that hands hints on."""
+    """The target of a reader: `CursorHints`, or an object that hands hints on."""
 
     def put(self, key: int, cursor: int, age_s: float = 0.0) -> bool:
         """Add a hint."""

@@ -17,7 +17,7 @@ _FORMAT = 1
 
 
 class Stage(Enum):
-    """What was done last."""
+    """The last step that was done."""
 
     TABLES = "tables"  # made, and being filled
     ROWS = "rows"  # all copied

@@ -38,7 +38,7 @@ _NONE: Final = type(None)
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a migration would do. `problems`: why it is refused; a sentence each."""
+    """The effect of a migration. `problems`: why it is refused; a sentence each."""
 
     rows_by_table: dict[str, int]
     problems: tuple[str, ...]

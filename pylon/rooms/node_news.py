@@ -66,7 +66,7 @@ encode_news: Final = msgspec.json.Encoder().encode
 
 
 class NodeChanges:
-    """What this node is to tell. `is_on`: there are other nodes."""
+    """The news that this node has to tell. `is_on`: there are other nodes."""
 
     __slots__ = ("_changed", "_ended", "_published", "_size_bytes", "_texts", "is_on")
 

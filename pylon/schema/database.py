@@ -30,7 +30,7 @@ class Database(Protocol):
 
     @property
     def reserved_prefixes(self) -> tuple[str, ...]:
-        """What no name of an entity begins with, in lower case."""
+        """The prefixes that no name of an entity may have, in lower case."""
 
     @property
     def has_case(self) -> bool:

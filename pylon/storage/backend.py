@@ -39,7 +39,7 @@ class Capabilities:
 
 
 class ChangeReport(NamedTuple):
-    """What a `ChangeSource` has learnt in one turn."""
+    """The findings of a `ChangeSource` in one turn."""
 
     batches: list[ChangeBatch]  # in commit order
     has_documents: bool  # documents have changed without an event of their rows

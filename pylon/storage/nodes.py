@@ -43,7 +43,7 @@ class NewsMessage(NamedTuple):
 
 
 class NodesReport(NamedTuple):
-    """What a `NodeLink` has learnt in one turn. `gone` and `lost` come before `news`."""
+    """The findings of a `NodeLink` in one turn. `gone` and `lost` come before `news`."""
 
     gone: list[str]  # incarnations that have ended or fallen silent
     lost: list[str]  # incarnations some of whose news this node has not got, new ones among them

@@ -1,6 +1,6 @@
 """Online: carries out the steps of a plan while other nodes read and write.
 
-Whoever waits for a table's exclusive lock stops all readers behind it. So such a statement waits at
+A statement that waits for a table's exclusive lock stops all readers behind it. So it waits at
 most `LOCK_WAIT_MS`, and is tried again after a random pause, for `RETRY_S`. An index is built
 CONCURRENTLY, which waits for transactions but stops nobody; one that was not built to its end
 (INVALID) is dropped first. Within a transaction (`schema apply`, or new tables) the statements are
