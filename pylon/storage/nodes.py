@@ -24,7 +24,7 @@ NEWS_TICK_S: Final = 0.05  # news of this time leave together
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
-    """What a node says of itself. `incarnation` is another one after each start."""
+    """The facts that a node tells of itself. `incarnation` is another one after each start."""
 
     name: str
     incarnation: str

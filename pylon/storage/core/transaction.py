@@ -90,7 +90,7 @@ class OutcomeUnknownError(Exception):
 
 
 class Shift(NamedTuple):
-    """What a commit made of provisional seqs."""
+    """The seqs that a commit made of provisional ones."""
 
     head: int  # before the commit
     by: int  # to be added to each provisional seq

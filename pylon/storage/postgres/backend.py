@@ -63,7 +63,7 @@ class PostgresBackend:
         self.data_path = data_path
         self.place = shown_url(url)
         self.application = application
-        # What this node's writer calls itself in notifications, so that the node's own relay does
+        # The name of this node's writer in notifications, so that the node's own relay does
         # not read back what the writer hands over.
         self.writer_id = SystemRandom().token_hex(8)
         self._connections = connections

@@ -31,7 +31,7 @@ _PARAMETERS_MAX: Final = 8_192  # of one statement; the protocol takes 65,535
 
 
 class RefusalSource(Protocol):
-    """What knows the request's error of a refused statement."""
+    """The object that knows the request's error of a refused statement."""
 
     def refuse(self, error: psycopg.Error, row_json: bytes) -> PylonError:
         """Return the error for the client. Args: `row_json`: the row of the statement."""

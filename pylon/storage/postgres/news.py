@@ -82,7 +82,7 @@ class NewsWriter:
 
 
 class NewsParcel(NamedTuple):
-    """What a payload has completed."""
+    """The parcel that a payload has completed."""
 
     incarnation: str
     node: str
