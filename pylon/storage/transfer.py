@@ -230,7 +230,7 @@ class TransferTarget(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ValueLimits:
-    """What a store can keep; 0: no limit."""
+    """The limits of a store; 0: no limit."""
 
     nul_in_texts: bool  # whether a text may have U+0000
     index_entry_bytes: int  # of all values of one index together

@@ -159,7 +159,7 @@ class DocumentRows(Protocol):
 
     def document_number(self, key: DocumentKey) -> int | None:
         """Return the number of the newest update of a row's document (0: it has none); None if
-        there is no document. Only with `shares_documents`."""
+        there is no document."""
 
     def document_keys(self) -> Iterable[DocumentKey]:
         """Yield the rows that have a document."""

@@ -46,7 +46,7 @@ _LOCKED: Final = frozenset({OpenDocument, PushDocument, ResetRows})
 
 
 class EntityReads:
-    """What the writes of one entity ask for. `parents`: the entities that fields refer to, by
+    """The reads of one entity's writes. `parents`: the entities that fields refer to, by
     field, with the field's place in an insert. `locks`: the operations that need the lock.
     `is_plain`: an insert asks for nothing."""
 

@@ -107,7 +107,7 @@ class PipelineOutcome:
 
 
 class _Step(Enum):
-    """What libpq answers: one of these for each message that was sent."""
+    """An answer of libpq; there is one for each message that was sent."""
 
     CLOSE = 1
     PREPARE = 2

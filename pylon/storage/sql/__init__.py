@@ -1,1 +1,1 @@
-"""What the SQL of all stores has in common: conditions and pages, written in a dialect."""
+"""SQL that all stores have in common: conditions and pages, written in a dialect."""

@@ -24,7 +24,7 @@ Figure = tuple[list[str], Decode]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AggregateDialect:
-    """What a store writes in its own way: the columns of a figure, and of the time of a bucket; and
+    """The SQL that a store writes itself: the columns of a figure, and of the time of a bucket; and
     how the value of a field is read from a row."""
 
     base: Dialect

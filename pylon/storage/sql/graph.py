@@ -44,7 +44,7 @@ _NO_LIMIT: Final = 2**62
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphDialect:
-    """What a store writes in its own way; the others are of `base`.
+    """The SQL that a store writes in its own way; the others are of `base`.
 
     `rows` selects the number and the joined texts of all rows, from the SQL of a row's text and of
     their source. `sorted_rows` is the source of the rows whose ids a SELECT has, in its order.

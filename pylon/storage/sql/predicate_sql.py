@@ -74,7 +74,7 @@ Write = Callable[["PredicateWriter", Any], Sql]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dialect:
-    """What a store writes in its own way.
+    """The SQL that each store writes in its own way.
 
     `walks` and `writes` have a function for each type of node, of values too. `fit` brings a
     predicate into the form that they take. `true` and `false` are conditions. `alias` names the

@@ -201,8 +201,9 @@ class SqliteTransaction:
     # --- Documents -----------------------------------------------------------------------------
 
     def document_number(self, key: DocumentKey) -> int | None:
-        """See `DocumentRows`. The one writer knows its documents without it."""
-        raise NotImplementedError
+        """See `DocumentRows`."""
+        stored = self.find_document(key)
+        return None if stored is None else stored.number
 
     def document_keys(self) -> Iterable[DocumentKey]:
         """See `DocumentRows`."""

@@ -78,7 +78,7 @@ def restore_backup(
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """What a restore leaves in its schema until it is done: that it is one, and head and lineage of
+    """A restore's note in its schema until it is done: that it is one, and head and lineage of
     the schema that it replaces."""
 
     is_restore: bool

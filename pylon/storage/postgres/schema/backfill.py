@@ -44,7 +44,7 @@ _SET_HEAD: Final = "UPDATE _pylon_change_seq SET value = $1 WHERE id = 1 AND val
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a backfill writes. `purpose`: tells one backfill of an entity from another. `after_seq`:
+    """Values to write. `purpose`: tells one backfill of an entity from another. `after_seq`:
     only rows of a later version, and of these only those that have other values."""
 
     purpose: str
