@@ -216,6 +216,7 @@ REQUESTS = st.sampled_from([
 @example(("GET", "/api/client-config", None), [("Host", b"\xff")])
 @example(("POST", "/api/auth/guest", b""), [("Origin", b"\xff\xfe")])
 @example(("POST", "/api/auth/guest", b""), [("Referer", b"http://[")])
+@example(("DELETE", "/api/auth/session", None), [("Cookie", b"wide_session=a; wide_session=b")])
 @example(("POST", "/api/auth/guest", b""), [("User-Agent", b"\x80" * 3_000)])
 def test_any_headers(
     target: Target, request_line: tuple[str, str, bytes | None],

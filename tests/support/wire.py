@@ -183,14 +183,21 @@ class KeepAliveClient:
         if self._wire is None:
             self._wire = Wire(self._port, timeout_s=self._timeout_s)
         self._wire.send(request)
-        response = self._wire.read_response(is_bodiless=method == "HEAD")
+        try:
+            response = self._wire.read_response(is_bodiless=method == "HEAD")
+        except AssertionError:
+            self.close()  # the rest of the response must not be the answer to the next request
+            raise
         if response.headers.get("connection") == "close":
             self.close()
         return response
 
 
 def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
-    """Return status and headers of the head of a response; the names are in lower case."""
+    """Return status and headers of the head of a response; the names are in lower case.
+
+    Several cookies are one value, with a line for each: no other header may be there twice.
+    """
     status_line, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     status = _STATUS.fullmatch(status_line)
     assert status is not None, head
@@ -199,8 +206,12 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str]]:
         field = _FIELD.fullmatch(line)
         assert field is not None, line
         name = field[1].decode().lower()
-        assert name not in headers, head
-        headers[name] = field[2].decode("latin-1")
+        value = field[2].decode("latin-1")
+        if name == "set-cookie" and name in headers:
+            value = f"{headers[name]}\n{value}"
+        else:
+            assert name not in headers, head
+        headers[name] = value
     return int(status[1]), headers
 
 
