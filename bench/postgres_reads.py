@@ -17,8 +17,9 @@ import psycopg
 
 from pylon.clock import SystemClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.query.conditions import guarded
 from pylon.query.parse import parse_where
-from pylon.query.predicate import Column, Compare, Literal, guarded
+from pylon.query.predicate import Column, Compare, Literal
 from pylon.query.rows import Query
 from pylon.storage.postgres.dialect import numbered
 from pylon.storage.postgres.functions import FUNCTIONS

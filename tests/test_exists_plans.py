@@ -21,7 +21,8 @@ from pylon.changelog.related_rows import ChangedRows, PastRows, related_at
 from pylon.clock import ManualClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import compile_rules
-from pylon.query.predicate import TRUE, Predicate, and_, equal, guarded
+from pylon.query.conditions import and_, equal, guarded
+from pylon.query.predicate import TRUE, Predicate
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler

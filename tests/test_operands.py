@@ -14,6 +14,17 @@ from typing import Any
 import pytest
 
 from pylon.manifest.model import Entity, Field, FieldType, Manifest
+from pylon.query.conditions import (
+    affix,
+    compare,
+    contains,
+    guarded,
+    is_null,
+    like,
+    not_,
+    one_of,
+    or_,
+)
 from pylon.query.evaluate import evaluator_of
 from pylon.query.parse import parse_where
 from pylon.query.predicate import (
@@ -25,15 +36,6 @@ from pylon.query.predicate import (
     Literal,
     Predicate,
     Value,
-    affix,
-    compare,
-    contains,
-    guarded,
-    is_null,
-    like,
-    not_,
-    one_of,
-    or_,
 )
 from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.wire import BlockingSession

@@ -11,8 +11,9 @@ import pytest
 
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.query.conditions import compare, equal
 from pylon.query.position import Position, runs_of
-from pylon.query.predicate import TRUE, Column, CompareTuple, Literal, Predicate, compare, equal
+from pylon.query.predicate import TRUE, Column, CompareTuple, Literal, Predicate
 from pylon.query.rows import parse_filter
 from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sqlite.reads import EntityReads, selection

@@ -12,7 +12,8 @@ import pytest
 
 from pylon.errors import SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
-from pylon.query.predicate import TRUE, Predicate, equal
+from pylon.query.conditions import equal
+from pylon.query.predicate import TRUE, Predicate
 from pylon.query.rows import parse_filter
 from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sqlite.reads import EntityReads, selection

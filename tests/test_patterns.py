@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.query import patterns
+from pylon.query.conditions import contains, like
 from pylon.query.evaluate import evaluator_of
 from pylon.query.patterns import UNMETERED, LikePattern, Meter, MeterExpired, fold
-from pylon.query.predicate import Like, Predicate, contains, like
+from pylon.query.predicate import Like, Predicate
 from pylon.storage.sql.compiler import compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.patterns import CONTAINS, LIKE, add_functions

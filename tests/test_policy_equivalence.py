@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
 from pylon.policy.rules import EntityRules, compile_rules
+from pylon.query.conditions import equal
 from pylon.query.evaluate import evaluator_of
-from pylon.query.predicate import FALSE, TRUE, Constant, equal
+from pylon.query.predicate import FALSE, TRUE, Constant
 from pylon.storage.sql.compiler import compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
 from tests.support.examples import count_examples

@@ -23,19 +23,9 @@ from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.policy.routing import General, Keyed, Related, Union
 from pylon.policy.rules import EntityRules, compile_rules
-from pylon.query.predicate import (
-    FALSE,
-    TRUE,
-    Column,
-    Compare,
-    Exists,
-    Literal,
-    Outer,
-    asks_rows,
-    compare,
-    equal,
-    guarded,
-)
+from pylon.query.conditions import compare, equal, guarded
+from pylon.query.predicate import FALSE, TRUE, Column, Compare, Exists, Literal, Outer
+from pylon.query.predicate_parts import asks_rows
 
 MEMBER = Entity("Member", (
     Field("roomId", FieldType.ID, False, False, "Room"),

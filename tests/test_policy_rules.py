@@ -15,8 +15,9 @@ from pylon.manifest.model import Entity, Field, FieldType, Manifest, Operation, 
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing
 from pylon.policy.rules import EntityRules, RuleSet, compile_rules
+from pylon.query.conditions import equal
 from pylon.query.evaluate import evaluator_of
-from pylon.query.predicate import FALSE, TRUE, equal
+from pylon.query.predicate import FALSE, TRUE
 from pylon.storage.sql.compiler import compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
 

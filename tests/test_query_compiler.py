@@ -13,28 +13,11 @@ from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import compile_rules
+from pylon.query.conditions import and_, compare, equal, guarded, like, not_, or_
 from pylon.query.evaluate import evaluator_of
 from pylon.query.parse import parse_where
-from pylon.query.predicate import (
-    FALSE,
-    TRUE,
-    And,
-    Column,
-    Cost,
-    InValues,
-    Literal,
-    Match,
-    Not,
-    Predicate,
-    and_,
-    compare,
-    cost_of,
-    equal,
-    guarded,
-    like,
-    not_,
-    or_,
-)
+from pylon.query.predicate import FALSE, TRUE, And, Column, InValues, Literal, Match, Not, Predicate
+from pylon.query.predicate_parts import Cost, cost_of
 from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler, compile_predicate
 from pylon.storage.sqlite.dialect import SQLITE
 from tests.support.examples import count_examples

@@ -23,7 +23,7 @@ from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.errors import LimitExceeded, PylonError
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Relation
 from pylon.query.aggregate import parse_aggregate
-from pylon.query.predicate import and_
+from pylon.query.conditions import and_
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.reader import SqliteReader

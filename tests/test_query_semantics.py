@@ -20,7 +20,7 @@ from pylon.manifest.model import Field, FieldType
 from pylon.policy.rules import compile_rules
 from pylon.query.evaluate import evaluator_of
 from pylon.query.parse import value_of_text
-from pylon.query.predicate import Cost, asks_rows, cost_of
+from pylon.query.predicate_parts import Cost, asks_rows, cost_of
 from pylon.storage.ops import WriteRequest
 from pylon.storage.related import StoredRelated
 from pylon.storage.sqlite.engine import SqliteEngine

@@ -21,18 +21,9 @@ from pylon.errors import (
     QueryTimeout,
     StoreUnavailable,
 )
+from pylon.query.conditions import and_, compare, equal, like, or_
 from pylon.query.graph import GraphNode
-from pylon.query.predicate import (
-    FALSE,
-    TRUE,
-    Column,
-    Literal,
-    and_,
-    compare,
-    equal,
-    like,
-    or_,
-)
+from pylon.query.predicate import FALSE, TRUE, Column, Literal
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.sqlite.engine import SqliteEngine

@@ -27,8 +27,9 @@ from pylon.errors import LimitExceeded
 from pylon.policy import expression as e
 from pylon.policy.related import CheckValues, ExistsCheck, RelatedRows, conditions_of
 from pylon.policy.related_changes import comparable
+from pylon.query.conditions import and_, in_values, not_
 from pylon.query.evaluate import evaluator_of
-from pylon.query.predicate import Literal, Predicate, Value, and_, in_values, not_
+from pylon.query.predicate import Literal, Predicate, Value
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.related import StoredRelated

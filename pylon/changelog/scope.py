@@ -25,7 +25,8 @@ from pylon.policy.rules import EntityRules, RuleSet
 from pylon.query.evaluate import evaluator_of
 from pylon.query.matcher import Term, find_terms
 from pylon.query.parse import FilterParser
-from pylon.query.predicate import TRUE, Cost, InValues, Literal, Predicate, cost_of, parts
+from pylon.query.predicate import TRUE, InValues, Literal, Predicate
+from pylon.query.predicate_parts import Cost, cost_of, parts
 
 _EXAMPLE: Final = '{"Message": {"roomId": {"$in": ["..."]}}}'
 

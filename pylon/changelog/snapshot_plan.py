@@ -20,9 +20,11 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.scope import Scope
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.rules import RuleSet
+from pylon.query.conditions import and_, equal, guarded
 from pylon.query.matcher import Term, find_terms
 from pylon.query.position import Order, position_of
-from pylon.query.predicate import TRUE, Predicate, and_, conjuncts, equal, guarded
+from pylon.query.predicate import TRUE, Predicate
+from pylon.query.predicate_parts import conjuncts
 from pylon.query.rows import Query
 
 

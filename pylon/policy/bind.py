@@ -18,6 +18,7 @@ from pylon.policy import expression as e
 from pylon.policy.compile import compile_condition, compile_value
 from pylon.policy.expression import Expr, Kind, kind_of
 from pylon.policy.related import conditions_of, read_bound
+from pylon.query.conditions import affix, and_, compare, exists_row, is_null, not_, one_of, or_
 from pylon.query.predicate import (
     FALSE,
     TRUE,
@@ -29,14 +30,6 @@ from pylon.query.predicate import (
     Predicate,
     Sign,
     Value,
-    affix,
-    and_,
-    compare,
-    exists_row,
-    is_null,
-    not_,
-    one_of,
-    or_,
 )
 
 Binder = Callable[[AuthContext], Predicate]

@@ -17,6 +17,7 @@ from typing import Final, NoReturn, Protocol
 
 from pylon.policy import expression as e
 from pylon.policy.expression import Expr
+from pylon.query.conditions import and_, compare, exists_row, is_null, not_, one_of, or_
 from pylon.query.predicate import (
     FALSE,
     And,
@@ -28,13 +29,6 @@ from pylon.query.predicate import (
     Scalar,
     Sign,
     Value,
-    and_,
-    compare,
-    exists_row,
-    is_null,
-    not_,
-    one_of,
-    or_,
 )
 
 # The values of a check; a tuple for `auth.roles`.

@@ -21,8 +21,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pylon.auth_context import AuthContext
 from pylon.policy import expression as e
 from pylon.policy.related import ExistsCheck, conditions_of
+from pylon.query.conditions import and_, equal
 from pylon.query.evaluate import Evaluator, evaluator_of
-from pylon.query.predicate import FALSE, Literal, Predicate, Value, and_, equal
+from pylon.query.predicate import FALSE, Literal, Predicate, Value
 from pylon.values.notations import KEYS, Notation
 
 Row = Mapping[str, Any]

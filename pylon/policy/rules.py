@@ -43,8 +43,9 @@ from pylon.policy.related_changes import RelatedChanges
 from pylon.policy.room_rules import RoomRules
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing, plan
 from pylon.policy.verdicts import judge_rule
+from pylon.query.conditions import guarded
 from pylon.query.evaluate import Evaluator
-from pylon.query.predicate import TRUE, Predicate, guarded
+from pylon.query.predicate import TRUE, Predicate
 
 Row = Mapping[str, Any]
 Action = Literal["read", "insert", "update", "delete"]

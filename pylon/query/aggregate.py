@@ -21,8 +21,9 @@ from pylon import limits
 from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
+from pylon.query.conditions import guarded
 from pylon.query.parse import NUMBERS, field_of, parse_where
-from pylon.query.predicate import TRUE, Predicate, guarded
+from pylon.query.predicate import TRUE, Predicate
 
 BUCKETS: Final = ("hour", "day", "week", "month", "year")
 _SUMMABLE: Final = (*NUMBERS, FieldType.BOOL, FieldType.DECIMAL)

@@ -17,6 +17,7 @@ from typing import Any, Final
 from pylon import limits
 from pylon.errors import InvalidQuery, InvalidValue, LimitExceeded
 from pylon.manifest.model import Entity, Field
+from pylon.query.conditions import and_, not_, one_of, or_
 from pylon.query.predicate import (
     FALSE,
     TRUE,
@@ -28,10 +29,6 @@ from pylon.query.predicate import (
     Not,
     Predicate,
     Sign,
-    and_,
-    not_,
-    one_of,
-    or_,
 )
 from pylon.values import INT_MAX, INT_MIN, shown
 from pylon.values.json_values import ElementKind, kind_of

@@ -25,9 +25,10 @@ from pylon import limits
 from pylon.body_types import BodyType
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded, RelationNotFound
 from pylon.manifest.model import Entity, Relation
+from pylon.query.conditions import guarded
 from pylon.query.parse import parse_where
 from pylon.query.position import Order, Position, parse_position
-from pylon.query.predicate import TRUE, Predicate, guarded
+from pylon.query.predicate import TRUE, Predicate
 from pylon.query.rows import parse_count, parse_limit, parse_order, refuse_offset
 
 _EXAMPLE: Final = '{"Ticket": {"where": {"open": true}, "include": {"owner": {}}}}'

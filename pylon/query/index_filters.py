@@ -14,17 +14,8 @@ from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of
 from pylon.manifest.model import Entity, Index
 from pylon.query.parse import parse_where
-from pylon.query.predicate import (
-    TRUE,
-    Column,
-    Compare,
-    InValues,
-    IsNull,
-    Literal,
-    Not,
-    Predicate,
-    conjuncts,
-)
+from pylon.query.predicate import TRUE, Column, Compare, InValues, IsNull, Literal, Not, Predicate
+from pylon.query.predicate_parts import conjuncts
 
 
 def index_filter(entity: Entity, index: Index) -> Predicate:

@@ -15,21 +15,12 @@ from typing import Final
 
 from pylon.errors import InvalidQuery
 from pylon.manifest.model import Entity, Field
+from pylon.query.conditions import guarded
 from pylon.query.evaluate import Evaluator, evaluator_of
 from pylon.query.parse import ID, FilterParser, field_of, filter_object
 from pylon.query.patterns import weigh_pattern
-from pylon.query.predicate import (
-    FALSE,
-    TRUE,
-    Column,
-    Compare,
-    InValues,
-    IsNull,
-    Literal,
-    Predicate,
-    conjuncts,
-    guarded,
-)
+from pylon.query.predicate import FALSE, TRUE, Column, Compare, InValues, IsNull, Literal, Predicate
+from pylon.query.predicate_parts import conjuncts
 from pylon.query.rows import DIRECTIVES
 
 _SUPPORTED: Final = "conditions on fields, $or, $and, $order, $limit, $after and $before"

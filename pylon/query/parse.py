@@ -24,6 +24,7 @@ from typing import Any, Final
 from pylon import limits
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
+from pylon.query.conditions import and_, in_values, like, or_
 from pylon.query.elements import element_condition, path_of
 from pylon.query.predicate import (
     FALSE,
@@ -39,10 +40,6 @@ from pylon.query.predicate import (
     Predicate,
     Scalar,
     Sign,
-    and_,
-    in_values,
-    like,
-    or_,
 )
 from pylon.query.words import parse_words
 from pylon.values import INT_MAX, INT_MIN, instant_of, invalid_value, unknown_column

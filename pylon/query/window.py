@@ -23,14 +23,8 @@ from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
 from pylon.query.parse import field_of
 from pylon.query.position import Order, parse_position, total_order
-from pylon.query.predicate import (
-    Column,
-    Compare,
-    IsNull,
-    Literal,
-    Predicate,
-    conjuncts,
-)
+from pylon.query.predicate import Column, Compare, IsNull, Literal, Predicate
+from pylon.query.predicate_parts import conjuncts
 from pylon.query.rows import parse_count, parse_order
 from pylon.query.sort_keys import SortKeys
 

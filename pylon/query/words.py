@@ -23,7 +23,8 @@ import orjson
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
-from pylon.query.predicate import FALSE, TRUE, Match, Predicate, and_, contains, or_
+from pylon.query.conditions import and_, contains, or_
+from pylon.query.predicate import FALSE, TRUE, Match, Predicate
 
 _LIKE_FIELDS: Final = (FieldType.STRING, FieldType.RICHTEXT)
 _WORD_CATEGORIES: Final = frozenset("LNM")  # and private use ("Co")

@@ -16,7 +16,8 @@ import orjson
 
 from pylon.manifest.model import Entity, Field, Index
 from pylon.query.index_filters import index_filter
-from pylon.query.predicate import Column, InValues, Not, conjuncts, parts
+from pylon.query.predicate import Column, InValues, Not
+from pylon.query.predicate_parts import conjuncts, parts
 from pylon.values import EntityCodec
 
 JSON_COLUMN: Final = "_json"

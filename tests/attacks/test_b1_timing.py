@@ -25,10 +25,10 @@ from pylon.manifest.model import Manifest
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.query.aggregate import parse_aggregate
+from pylon.query.conditions import and_, guarded
 from pylon.query.matcher import matcher_of
 from pylon.query.parse import parse_where
 from pylon.query.patterns import LikePattern
-from pylon.query.predicate import and_, guarded
 from pylon.query.rows import parse_filter
 from pylon.query.search import parse_search
 from pylon.storage.ops import InsertRow, WriteRequest

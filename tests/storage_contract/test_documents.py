@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from pylon.auth_context import ADMIN
-from pylon.query.predicate import equal
+from pylon.query.conditions import equal
 from pylon.storage.ops import OpenDocument, PushDocument
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import BOB, delete, insert, row_id, task, update

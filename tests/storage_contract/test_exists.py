@@ -21,7 +21,7 @@ from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Poli
 from pylon.policy import expression as e
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.policy.rules import EntityRules, compile_rules
-from pylon.query.predicate import and_, equal, guarded
+from pylon.query.conditions import and_, equal, guarded
 from pylon.storage.ops import DeleteRow, InsertRow, OpKey, RowOp, Transact, UpdateRow
 from pylon.storage.related import StoredRelated
 from pylon.values import EntityCodec

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pylon.auth_context import ADMIN, ANONYMOUS
 from pylon.errors import InvalidColumn, SchemaRefused
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
+from pylon.query.conditions import guarded
 from pylon.query.evaluate import evaluator_of
 from pylon.query.parse import parse_where
-from pylon.query.predicate import guarded
 from pylon.schema.options import MigrationOptions
 from pylon.storage.backend import Backend
 from pylon.storage.ops import InsertRow, ResetRows, UpdateRow

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pylon.auth_context import ADMIN
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.query.conditions import and_, compare, equal, guarded
 from pylon.query.graph import GraphScope, parse_graph
 from pylon.query.position import (
     Order,
@@ -23,7 +24,7 @@ from pylon.query.position import (
     position_of,
     total_order,
 )
-from pylon.query.predicate import TRUE, Column, Literal, Predicate, and_, compare, equal, guarded
+from pylon.query.predicate import TRUE, Column, Literal, Predicate
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader
 from pylon.storage.ops import DeleteRow, InsertRow

@@ -10,8 +10,9 @@ import pytest
 
 from pylon import limits
 from pylon.errors import EntityNotFound, InvalidColumn, LimitExceeded
+from pylon.query.conditions import equal
 from pylon.query.graph import GraphNode
-from pylon.query.predicate import FALSE, TRUE, equal
+from pylon.query.predicate import FALSE, TRUE
 from pylon.query.rows import Query
 from pylon.storage.interface import Reader, Store, read_settled
 from tests.storage_contract.backends import StoreStage

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pylon.auth_context import ADMIN, AuthContext
+from pylon.query.conditions import guarded
 from pylon.query.index_words import index_words
-from pylon.query.predicate import TRUE, Match, Predicate, guarded
+from pylon.query.predicate import TRUE, Match, Predicate
 from pylon.query.rows import Query
 from pylon.query.words import parse_match, parse_words
 from pylon.storage.backend import Backend

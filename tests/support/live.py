@@ -23,8 +23,8 @@ from pylon.auth_context import AuthContext, Caller
 from pylon.clock import ManualClock
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
+from pylon.query.conditions import guarded
 from pylon.query.parse import parse_where
-from pylon.query.predicate import guarded
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import SERVER, Reader, Store

@@ -24,8 +24,9 @@ from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
 from pylon.policy.rules import EntityRules, compile_rules
 from pylon.query.aggregate import Aggregate, parse_aggregate
+from pylon.query.conditions import and_, equal, guarded
 from pylon.query.parse import parse_where
-from pylon.query.predicate import Predicate, and_, equal, guarded
+from pylon.query.predicate import Predicate
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.interface import Reader
 from pylon.storage.ops import InsertRow

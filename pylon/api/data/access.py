@@ -19,7 +19,8 @@ from pylon.auth_context import AuthContext
 from pylon.errors import SHOWN_CHARS, EntityNotFound, PolicyDenied
 from pylon.manifest.model import Entity
 from pylon.policy.routing import ByAuth, Everyone, Nobody
-from pylon.query.predicate import FALSE, TRUE, Predicate, and_, equal
+from pylon.query.conditions import and_, equal
+from pylon.query.predicate import FALSE, TRUE, Predicate
 from pylon.storage.interface import PointRead
 
 _HINT: Final = "Check your auth token or the policy rules in your schema"

@@ -19,7 +19,8 @@ from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
 from pylon.query.aggregate import parse_aggregate
-from pylon.query.predicate import TRUE, Predicate, and_, equal
+from pylon.query.conditions import and_, equal
+from pylon.query.predicate import TRUE, Predicate
 from pylon.values import decode_query
 
 TENANT_FIELD: Final = "orgId"

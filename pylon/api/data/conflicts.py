@@ -30,8 +30,9 @@ from pylon.errors import (
 )
 from pylon.limiter import rate_limited
 from pylon.manifest.model import Entity
+from pylon.query.conditions import and_, equal
 from pylon.query.index_filters import index_filter
-from pylon.query.predicate import TRUE, and_, equal
+from pylon.query.predicate import TRUE
 from pylon.rates import (
     HIDDEN_CONFLICTS_BY_ADDRESS,
     HIDDEN_CONFLICTS_BY_USER,

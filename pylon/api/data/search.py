@@ -26,8 +26,9 @@ from pylon.api.http.responses import join_rows
 from pylon.api.services import DataServices
 from pylon.errors import SearchNotConfigured
 from pylon.manifest.model import Entity, FieldType, Search
+from pylon.query.conditions import guarded
 from pylon.query.parse import NUMBERS
-from pylon.query.predicate import Predicate, guarded
+from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
 from pylon.query.search import FacetedSearch, parse_search
 from pylon.query.words import text_of

@@ -26,6 +26,18 @@ from typing import Literal as OneWord
 import msgspec
 
 from pylon.manifest.model import Entity, FieldType, Manifest
+from pylon.query.conditions import (
+    affix,
+    and_,
+    compare,
+    exists_row,
+    guarded,
+    in_values,
+    is_null,
+    not_,
+    one_of,
+    or_,
+)
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import (
     FALSE,
@@ -54,16 +66,6 @@ from pylon.query.predicate import (
     Scalar,
     Sign,
     Value,
-    affix,
-    and_,
-    compare,
-    exists_row,
-    guarded,
-    in_values,
-    is_null,
-    not_,
-    one_of,
-    or_,
 )
 from pylon.values import INT_MAX, INT_MIN
 

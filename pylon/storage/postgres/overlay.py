@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
-from pylon.query.predicate import Exists, Predicate, Value, parts
+from pylon.query.predicate import Exists, Predicate, Value
+from pylon.query.predicate_parts import parts
 from pylon.storage.core.transaction import DocumentKey, DoneOp, OpName
 
 K = TypeVar("K")

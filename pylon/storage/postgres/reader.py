@@ -27,7 +27,8 @@ from pylon.errors import EntityNotFound, LimitExceeded, PylonError
 from pylon.manifest.model import Manifest
 from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
-from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar, find_closed_checks
+from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar
+from pylon.query.predicate_parts import find_closed_checks
 from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
 from pylon.storage.postgres import explain, system_reads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pylon.query.predicate import Cost
+from pylon.query.predicate_parts import Cost
 
 
 class SqlClause(msgspec.Struct, frozen=True, gc=False):

@@ -18,17 +18,8 @@ from typing import NamedTuple
 
 from pylon import limits
 from pylon.manifest.model import Entity
-from pylon.query.predicate import (
-    TRUE,
-    Constant,
-    Cost,
-    InValues,
-    Predicate,
-    Value,
-    asks_rows,
-    cost_of,
-    parts,
-)
+from pylon.query.predicate import TRUE, Constant, InValues, Predicate, Value
+from pylon.query.predicate_parts import Cost, asks_rows, cost_of, parts
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.partial_indexes import PartialIndexes, has_partial_index
 from pylon.storage.sql.predicate_sql import Dialect, write_predicate

@@ -27,8 +27,8 @@ from pylon.query.predicate import (
     Match,
     Or,
     Predicate,
-    conjuncts,
 )
+from pylon.query.predicate_parts import conjuncts
 
 _RANGES: Final = ("<", "<=", ">", ">=")
 

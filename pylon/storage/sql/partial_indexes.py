@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.index_filters import index_filter
-from pylon.query.predicate import Guarded, Predicate, conjuncts
+from pylon.query.predicate import Guarded, Predicate
+from pylon.query.predicate_parts import conjuncts
 
 
 def has_partial_index(entity: Entity) -> bool:

@@ -45,10 +45,8 @@ from pylon.query.predicate import (
     Outer,
     Predicate,
     Value,
-    asks_rows,
-    conjuncts,
-    parts,
 )
+from pylon.query.predicate_parts import asks_rows, conjuncts, parts
 from pylon.storage.core.names import quote
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.index_use import (

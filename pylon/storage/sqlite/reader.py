@@ -34,7 +34,8 @@ from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
 from pylon.query.parse import value_of_text
 from pylon.query.patterns import Meter
-from pylon.query.predicate import FALSE, TRUE, Cost, Predicate, Scalar, find_closed_checks
+from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar
+from pylon.query.predicate_parts import Cost, find_closed_checks
 from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import Reader

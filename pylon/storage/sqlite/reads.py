@@ -10,8 +10,9 @@ from functools import partial
 from typing import Final
 
 from pylon.manifest.model import Entity, Index
+from pylon.query.conditions import guarded
 from pylon.query.parse import CONVERTED
-from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar, guarded
+from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar
 from pylon.query.rows import Query
 from pylon.schema.columns import fold_column, fold_fields
 from pylon.storage.sql.clause import SqlClause

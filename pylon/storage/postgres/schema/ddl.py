@@ -20,16 +20,8 @@ from typing import Final
 
 from pylon.manifest.model import Entity, Field, FieldType, Index
 from pylon.query.index_filters import index_filter
-from pylon.query.predicate import (
-    Column,
-    Compare,
-    InValues,
-    IsNull,
-    Literal,
-    Not,
-    Predicate,
-    conjuncts,
-)
+from pylon.query.predicate import Column, Compare, InValues, IsNull, Literal, Not, Predicate
+from pylon.query.predicate_parts import conjuncts
 from pylon.query.words import text_fields
 from pylon.schema.columns import (
     JSON_COLUMN,

@@ -17,16 +17,8 @@ import apsw
 
 from pylon.manifest.model import Entity, Field, FieldType, Index
 from pylon.query.index_filters import index_filter
-from pylon.query.predicate import (
-    Column,
-    Compare,
-    InValues,
-    IsNull,
-    Literal,
-    Not,
-    Predicate,
-    conjuncts,
-)
+from pylon.query.predicate import Column, Compare, InValues, IsNull, Literal, Not, Predicate
+from pylon.query.predicate_parts import conjuncts
 from pylon.schema.columns import (
     JSON_COLUMN,
     SEQ_COLUMN,
