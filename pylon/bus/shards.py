@@ -8,7 +8,7 @@ encodes. Called by the API of HTTP workers, by `workers.ws` and by shards worker
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gevent
 import msgspec
@@ -18,7 +18,7 @@ from pylon.bus.calls import Caller
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource
 from pylon.errors import ShardsNotAvailable
-from pylon.realtime.placement import home_of, placement_of
+from pylon.realtime.placement import ShardHome, elsewhere_error, home_of, placement_of
 from pylon.storage.interface import Store
 
 CHANNEL: Final = "shards"
@@ -103,13 +103,32 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 commands: Final = msgspec.msgpack.Decoder(Command)
 
 
+class RemoteCalls(Protocol):
+    """Calls shards workers of other nodes: the cluster port."""
+
+    def call(self, home: ShardHome, command: bytes) -> bytes:
+        """Have the worker `home` execute an encoded command; return its answer. Blocks this
+        greenlet for `limits.CALL_TIMEOUT_S` at the longest.
+
+        Raises:
+            Unavailable: the node cannot be reached, or does not answer.
+            PylonError: the error that the worker answered.
+        """
+
+
 class ShardsClient:
     """The client of all shards workers, one for each process. `close` it at the end."""
 
     def __init__(
-        self, runtime: Runtime, workers: int, store: Store, random: RandomSource
+        self, runtime: Runtime, workers: int, store: Store, random: RandomSource,
+        remote: RemoteCalls | None = None,
     ) -> None:
-        """Args: `workers` is their number; their names are "1", "2" and so on."""
+        """
+        Args:
+            workers: the number of shards workers here; their names are "1", "2" and so on.
+            remote: calls the workers of other nodes; None: this node cannot.
+        """
+        self._remote = remote
         self._runtime = runtime
         self._workers = workers
         self._store = store
@@ -126,7 +145,11 @@ class ShardsClient:
         """
         self._check()
         home = placement_of(command.shard_id, self._workers, self._store.point)
-        return self.call_worker(home, command)
+        if home.is_here:
+            return self.call_worker(home.worker, command)
+        if self._remote is None or not home.cluster_url:
+            raise elsewhere_error(command.shard_id, home)
+        return self._remote.call(home, _encode(command))
 
     def for_matchmaker(self, command: MatchCommand) -> bytes:
         """Call the matchmaker; return its answer. Raises: as `for_shard`."""

@@ -32,6 +32,9 @@ class NodeFacts(msgspec.Struct, frozen=True):
     version: str
     manifest: str = ""  # digest of the manifest that it judges by
     workers: dict[str, int] = {}  # by role
+    region: str = ""  # PYLON_REGION
+    cluster_url: str = ""  # PYLON_CLUSTER_URL: where other nodes reach it; "": they cannot
+    curve_key: str = ""  # the public half of the node's key pair, for that address
 
 
 class NewsMessage(NamedTuple):

@@ -18,7 +18,7 @@ nothing to its shard; one that closes while the store is read joins none. Called
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import unquote
 
 from pylon import limits
@@ -36,7 +36,7 @@ from pylon.errors import (
     Unavailable,
 )
 from pylon.rates import address_subject, user_subject
-from pylon.realtime.placement import placement_of
+from pylon.realtime.placement import ShardHome, elsewhere_error, placement_of
 from pylon.realtime.snapshots import Format
 from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.interface import Store
@@ -61,6 +61,9 @@ TAKEN_OVER: Final = 4409
 # on the main port only.
 MAIN_PORT: Final = b"m"
 OWN_PORT: Final = b"o"
+# The same for a connection that another node has relayed.
+RELAYED_MAIN: Final = b"M"
+RELAYED_OWN: Final = b"O"
 
 _REQUEST_ID_BYTES: Final = 8
 _NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
@@ -70,6 +73,29 @@ _SEAT_IN_URL: Final = (
 )
 _PATH: Final = "/api/shards/"
 _CONNECT: Final = "/connect"
+
+
+class ShardRelay(Protocol):
+    """Relays connections to shards on other nodes: the cluster port. It knows no shards."""
+
+    def relay(
+        self, home: ShardHome, raw: RawSocket, data: bytes, *, on_main_port: bool
+    ) -> None:
+        """Take over a connection whose shard lives on another node. Never blocks.
+
+        From then on the relay owns the socket, and carries bytes in both directions. If the other
+        node cannot be reached, it closes the socket. The other node hands the connection to its
+        worker `home.worker` as one that a sibling passed on (`SIBLINGS` in
+        `workers.shards.server`), with `RELAYED_MAIN` or `RELAYED_OWN` as its first byte: that
+        worker relays it no further.
+
+        Args:
+            data: the head of the request, and the bytes that arrived behind it.
+            on_main_port: whether the connection was accepted on the main port.
+
+        Raises:
+            PylonError: too many connections are relayed; the socket is the caller's.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +115,10 @@ class ShardConnectionHandler:
         self, *, worker: str, workers: int, hops: int, store: Store, registry: ShardRegistry,
         reconnect_tokens: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
         admission: SubscriberAdmission, streams: Streams, random: RandomSource,
+        relay: ShardRelay | None = None,
     ) -> None:
+        """Args: `relay` carries connections to shards on other nodes; None: none does."""
+        self._relay = relay
         self._worker = worker
         self._workers = workers
         self._hops = hops
@@ -165,12 +194,17 @@ class ShardConnectionHandler:
         on_main_port: bool,
     ) -> bool:
         home = placement_of(shard_id, self._workers, self._store.point)
-        if home == self._worker:
+        if not home.is_here:
+            if self._relay is None or not home.cluster_url:
+                raise elsewhere_error(shard_id, home)
+            self._relay.relay(home, raw, request.head + early, on_main_port=on_main_port)
+            return True
+        if home.worker == self._worker:
             return False
         port = MAIN_PORT if on_main_port else OWN_PORT
-        if not self._siblings.pass_to(home, raw, port + request.head + early):
+        if not self._siblings.pass_to(home.worker, raw, port + request.head + early):
             raise Unavailable(
-                f"The process of this shard (worker {home}) is not up", hint="Try again"
+                f"The process of this shard (worker {home.worker}) is not up", hint="Try again"
             )
         raw.close()
         return True

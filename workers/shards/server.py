@@ -33,7 +33,12 @@ from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY, SERVICE_RESTART
 from workers.hub.hub import Hub
 from workers.hub.service import Service
-from workers.shards.handler import MAIN_PORT, ShardConnectionHandler, Streams
+from workers.shards.handler import (
+    MAIN_PORT,
+    RELAYED_MAIN,
+    ShardConnectionHandler,
+    Streams,
+)
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.reconnect_tokens import ReconnectTokens
 from workers.shards.registry import ShardRegistry
@@ -109,7 +114,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     from_siblings = SocketReceiver(
         booted.runtime, SIBLINGS, booted.worker,
         lambda raw, data: acceptor.add_passed_socket(
-            raw, data[1:], on_main_port=data[:1] == MAIN_PORT
+            raw, data[1:], on_main_port=data[:1] in (MAIN_PORT, RELAYED_MAIN)
         ),
     )
 
@@ -167,7 +172,8 @@ def _resume_saved(booted: WorkerContext, registry: ShardRegistry, workers: int) 
             kind = kind_of(at_rest.id)
             if kind is None or not kind.config.tick_when_empty:
                 continue
-            if placement_of(at_rest.id, workers, store.point) == booted.worker:
+            home = placement_of(at_rest.id, workers, store.point)
+            if home.is_here and home.worker == booted.worker:
                 registry.find_or_make(at_rest.id)
     except PylonError as ex:  # they come when somebody asks for them
         _log.warning("shards.not_restored", code=ex.code, message=ex.message)

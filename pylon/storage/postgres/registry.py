@@ -17,18 +17,20 @@ from pylon.storage.postgres.wire import Statement
 
 _FRESH: Final = f"seen_at > clock_timestamp() - interval '{DEAD_AFTER_S:g} seconds'"
 _REGISTER: Final = """
-    INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, started_at,
-        seen_at)
-    VALUES ($1, $2, $3, $4, $5, $6, clock_timestamp(), clock_timestamp())
+    INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, region,
+        cluster_url, curve_key, started_at, seen_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp(), clock_timestamp())
     ON CONFLICT (node) DO UPDATE SET incarnation = excluded.incarnation, roles = excluded.roles,
         version = excluded.version, manifest = excluded.manifest, workers = excluded.workers,
-        started_at = excluded.started_at, seen_at = excluded.seen_at"""
+        region = excluded.region, cluster_url = excluded.cluster_url,
+        curve_key = excluded.curve_key, started_at = excluded.started_at,
+        seen_at = excluded.seen_at"""
 _BEAT: Final = (
     "UPDATE _pylon_nodes SET seen_at = clock_timestamp() WHERE node = $1 AND incarnation = $2 "
     "RETURNING 1"
 )
 _OTHERS: Final = (
-    "SELECT node, incarnation, roles, version, manifest, workers "
+    "SELECT node, incarnation, roles, version, manifest, workers, region, cluster_url, curve_key "
     f"FROM _pylon_nodes WHERE node <> $1 AND {_FRESH} ORDER BY node"
 )
 LIVING: Final = f"SELECT node FROM _pylon_nodes WHERE {_FRESH} ORDER BY node"
@@ -41,7 +43,8 @@ def register(facts: NodeFacts) -> Statement:
     """Return the statement that puts a node into the registry, or renews its row."""
     return _REGISTER, (
         facts.name, facts.incarnation, ",".join(facts.roles), facts.version, facts.manifest,
-        msgspec.json.encode(facts.workers).decode(),
+        msgspec.json.encode(facts.workers).decode(), facts.region, facts.cluster_url,
+        facts.curve_key,
     )
 
 
@@ -76,15 +79,15 @@ def read_others(result: PGresult) -> tuple[NodeFacts, ...]:
 
 
 def _facts_of(result: PGresult, row: int) -> NodeFacts:
-    name, incarnation, roles, version, manifest, workers = (
-        None if (value := result.get_value(row, column)) is None else value.decode()
-        for column in range(6)
+    name, incarnation, roles, version, manifest, workers, region, cluster_url, curve_key = (
+        "" if (value := result.get_value(row, column)) is None else value.decode()
+        for column in range(9)
     )
     try:
         counts = msgspec.json.decode(workers or "{}", type=dict[str, int])
     except msgspec.MsgspecError:  # of a later version
         counts = {}
     return NodeFacts(
-        name or "", incarnation or "", tuple((roles or "").split(",")), version or "",
-        manifest or "", counts,
+        name, incarnation, tuple(roles.split(",")), version, manifest, counts, region,
+        cluster_url, curve_key,
     )

@@ -66,6 +66,10 @@ _OBJECTS: Final = (
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
     "AND starts_with(relname, '_pylon_')"
 )
+_COLUMNS: Final = (
+    "SELECT table_name, column_name FROM information_schema.columns "
+    "WHERE table_schema = current_schema()"
+)
 _KEY_NAME: Final = (
     "SELECT c.relname FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid "
     "WHERE x.indrelid = $1::regclass AND x.indisprimary"
@@ -120,6 +124,10 @@ def make_system_tables(session: BlockingSession) -> None:
     for statement in ddl.SYSTEM_TABLES:
         if ddl.made_by(statement) not in present:
             session.execute_script(statement)
+    columns = set(ask(session, _COLUMNS))
+    for table, column, kind in ddl.LATER_COLUMNS:
+        if (table, column) not in columns:
+            session.execute_script(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {kind}")
     if not present:
         session.execute(ddl.FIRST_HEAD)
     made_for = sha256("".join(FUNCTIONS).encode()).hexdigest()

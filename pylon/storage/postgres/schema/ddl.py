@@ -117,7 +117,15 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
     f"""CREATE TABLE IF NOT EXISTS _pylon_nodes (
         node {TEXT} PRIMARY KEY, incarnation {TEXT} NOT NULL, roles {TEXT} NOT NULL,
         version {TEXT} NOT NULL, manifest {TEXT} NOT NULL, workers {TEXT} NOT NULL,
-        started_at TIMESTAMPTZ NOT NULL, seen_at TIMESTAMPTZ NOT NULL)""",
+        started_at TIMESTAMPTZ NOT NULL, seen_at TIMESTAMPTZ NOT NULL, region {TEXT},
+        cluster_url {TEXT}, curve_key {TEXT})""",
+)
+# Columns that a table of an earlier version lacks: table, column, type. Nodes of that version go on
+# beside them: they name the columns that they write.
+LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
+    ("_pylon_nodes", "region", TEXT),
+    ("_pylon_nodes", "cluster_url", TEXT),
+    ("_pylon_nodes", "curve_key", TEXT),
 )
 FIRST_HEAD: Final = (
     "INSERT INTO _pylon_change_seq (id, value) VALUES (1, 0) ON CONFLICT DO NOTHING"
