@@ -278,6 +278,16 @@ BUS_CHANGES_HWM: Final = 2_000  # for each subscriber; then ZeroMQ drops, and hu
 BUS_SIGNALS_HWM: Final = 10_000
 BUS_STATUS_HWM: Final = 4  # for each worker; old heartbeats are useless
 
+CLUSTER_BEAT_S: Final = 1.0  # between two nodes that are connected
+CLUSTER_DEAD_S: Final = 4.0  # a node that is silent for this long is lost
+CLUSTER_IDLE_S: Final = 60.0  # a link that nothing has used for this long is closed
+CLUSTER_HWM: Final = 32  # parcels in ZeroMQ, for each link each way
+CLUSTER_PARCEL_BYTES: Final = 256 * 1024  # a parcel is full with this; one envelope may pass it
+CLUSTER_MESSAGE_BYTES: Final = 4 * 1024 * 1024  # the largest parcel that a port takes
+CLUSTER_QUEUE_BYTES: Final = 4 * 1024 * 1024  # to one process, before ZeroMQ's own queue
+CLUSTER_WINDOW_BYTES: Final = 256 * 1024  # of one client, sent to its shard and not read there
+CLUSTER_TUNNELS: Final = 10_000  # of each process each way
+
 HEARTBEAT_FRESH_S: Final = 5.0  # a worker with an older heartbeat is not ready
 HEARTBEAT_LOST_S: Final = 15.0  # a worker silent for this long is aborted and restarted
 WORKER_BOOT_S: Final = 60.0  # until the first heartbeat

@@ -283,6 +283,41 @@ NODE_LEADS: Final = Gauge(
     "pylon_node_leads", "1 while this node does the upkeep of all nodes (PostgreSQL).",
     registry=SUPERVISOR,
 )
+CLUSTER_LINKS: Final = Gauge(
+    "pylon_cluster_links", "Connections of this process to cluster ports of other nodes.",
+    registry=WORKER,
+)
+CLUSTER_PEERS: Final = Gauge(
+    "pylon_cluster_peers", "Processes of other nodes that are connected to this cluster port.",
+    registry=WORKER,
+)
+CLUSTER_LOST: Final = Counter(
+    "pylon_cluster_links_lost_total", "Connections between nodes that ended, by reason.",
+    ("reason",), registry=WORKER,
+)
+CLUSTER_REFUSED: Final = Counter(
+    "pylon_cluster_refused_total",
+    "Handshakes (key) and messages (version) that a cluster port has refused.", ("reason",),
+    registry=WORKER,
+)
+CLUSTER_CALLS: Final = Counter(
+    "pylon_cluster_calls_total", "Commands sent to shards of other nodes, by result.", ("result",),
+    registry=WORKER,
+)
+CLUSTER_TUNNELS: Final = Gauge(
+    "pylon_cluster_tunnels",
+    "Connections of clients that pass between this process and another node, by the end that is "
+    "here: entry (the client) or exit (the shard).", ("end",), registry=WORKER,
+)
+CLUSTER_BYTES: Final = Counter(
+    "pylon_cluster_sent_bytes_total", "Bytes sent to other nodes by the cluster port, unencrypted.",
+    registry=WORKER,
+)
+CLUSTER_FULL: Final = Counter(
+    "pylon_cluster_queue_full_total",
+    "Times that the queue to another node was full, so that its connections had to wait.",
+    registry=WORKER,
+)
 NEWS_BYTES: Final = Counter(
     "pylon_news_bytes_total", "Bytes of news that this node has sent to the others (PostgreSQL).",
     registry=SUPERVISOR,
@@ -534,7 +569,8 @@ __all__ = [  # noqa: RUF022  (in the order above)
     "DOCUMENT_SUBSCRIPTIONS", "DOCUMENT_MERGE_CHECKS", "RATE_LIMITED", "RATE_SKIPPED",
     "RATE_EVICTED", "HINTS_DROPPED", "EVENT_LOOP_STALL", "BUILD_INFO", "UPTIME", "CHANGELOG_SEQ",
     "CHANGELOG_OLDEST_SEQ", "RELAY_LAG_SEQS", "RELAY_LAG_SECONDS", "NODES", "NODE_LEADS",
-    "NEWS_BYTES",
+    "CLUSTER_LINKS", "CLUSTER_PEERS", "CLUSTER_LOST", "CLUSTER_REFUSED", "CLUSTER_CALLS",
+    "CLUSTER_TUNNELS", "CLUSTER_BYTES", "CLUSTER_FULL", "NEWS_BYTES",
     "NEWS_DROPPED", "NEWS_LOST", "WRITE_QUEUE_DEPTH",
     "WRITES_REFUSED", "WRITER_CONNECTIONS_LOST",
     "BATCHES_LOCKED", "BATCHES_EXAMINED", "BATCH_READS", "LOCK_WAITS", "FROZEN_WRITERS",
