@@ -26,12 +26,14 @@ from pylon.setting_checks import refuse_unsafe as refuse_unsafe
 from pylon.setting_values import (
     Parser,
     address,
+    cluster_url,
     cookie_domain,
     cookie_name,
     db_path,
     node_name,
     origin,
     origins,
+    region_name,
     role_names,
     token,
     url,
@@ -108,6 +110,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_NODE", "node", node_name, None,
             "The name of this node among those that share a PostgreSQL database; default is the "
             "host name with four random digits, kept in the data directory."),
+    Setting("PYLON_REGION", "region", region_name, None,
+            "The region of this node. A shard is placed in the region that its params name, else "
+            "in the region of the node that makes it."),
+    Setting("PYLON_CLUSTER_URL", "cluster_url", cluster_url, None,
+            "tcp://host:port by which other nodes reach the shards of this one. Shards worker n "
+            "listens on the port plus n - 1, encrypted. Needed with shards on more than one node."),
     Setting("PYLON_HTTP_WORKERS", "http_workers", _int(1, 64), "2",
             "HTTP worker processes."),
     Setting("PYLON_WS_WORKERS", "ws_workers", _int(0, 64), "1",
@@ -219,6 +227,8 @@ class Config:
     shard_port: int
     roles: tuple[str, ...]
     node: str | None
+    region: str | None
+    cluster_url: str | None
     http_workers: int
     ws_workers: int
     sse_workers: int

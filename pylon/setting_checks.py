@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from pylon.errors import StartRefused
 from pylon.roles import ROLES
@@ -43,6 +44,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         yield from _unsafe_origins(config)
     yield from _cookie_problems(config)
     yield from _database_problems(config)
+    yield from _cluster_problems(config)
     for role in ROLES:
         port = config.port_of(role.name)
         if config.workers_of(role.name) and port > _LAST_PORT:
@@ -69,6 +71,29 @@ def _database_problems(config: Config) -> Iterator[str]:
             "PYLON_ROLES leaves out http, and without DATABASE_URL no other node can serve it: "
             "nobody could write"
         )
+
+
+def _cluster_problems(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the address for other nodes."""
+    url = config.cluster_url
+    if url is None:
+        return
+    if config.database_url is None:
+        yield "PYLON_CLUSTER_URL is set without DATABASE_URL: nodes meet in a PostgreSQL database"
+        return
+    first = urlsplit(url).port or 0
+    ports = range(first, first + config.workers_of("shards"))
+    if ports and ports[-1] > _LAST_PORT:
+        yield (
+            f"PYLON_CLUSTER_URL is {url}, and its port plus PYLON_SHARD_WORKERS - 1 is "
+            f"{ports[-1]}: take a lower port"
+        )
+    for role in ROLES:
+        if config.workers_of(role.name) and config.port_of(role.name) in ports:
+            yield (
+                f"PYLON_CLUSTER_URL is {url}, and {config.port_of(role.name)} is the port of "
+                f"{role.name} too: take another port (each shards worker needs one)"
+            )
 
 
 def _unsafe_origins(config: Config) -> Iterator[str]:

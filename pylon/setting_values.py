@@ -125,6 +125,24 @@ def node_name(raw: str) -> str:
     return raw
 
 
+def region_name(raw: str) -> str:
+    """Return the name of a region."""
+    return node_name(raw)
+
+
+def cluster_url(raw: str) -> str:
+    """Return the address by which other nodes reach this one: ``tcp://host:port``."""
+    parts = _split(raw, f"tcp://{raw}", noun="URL")
+    if parts.scheme.lower() != "tcp":
+        raise ValueError("expected tcp://host:port")
+    host, port = _host_of(parts), _port_of(parts)
+    if port is None or parts.path or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError("expected tcp://host:port, and no more")
+    if host in ("0.0.0.0", "[::]"):
+        raise ValueError("other nodes cannot connect to that: name the address of this machine")
+    return f"tcp://{host}:{port}"
+
+
 def address(raw: str) -> str:
     """Return an address to listen on: IPv4, IPv6 or a host name, without a port."""
     host = raw[1:-1] if raw.startswith("[") and raw.endswith("]") else raw

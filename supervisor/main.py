@@ -45,6 +45,7 @@ from pylon.storage.nodes import NodeFacts
 from supervisor import seed
 from supervisor.backups import Backups
 from supervisor.children import Children
+from supervisor.cluster import prepare_cluster
 from supervisor.components import Components
 from supervisor.control import ControlServer
 from supervisor.control_handlers import ControlHandlers
@@ -209,7 +210,9 @@ def _assemble(
         relay = Relay(source, runtime, broken)
         relay.start()
         stack.callback(relay.stop)
-    nodes = _join_nodes(store, config, manifest, clock, broken)
+    nodes = _join_nodes(
+        store, config, manifest, clock, broken, curve_key=prepare_cluster(config, runtime)
+    )
     node_hints = node_rates = None
     if nodes is not None:
         node_rates = NodeRates(nodes, clock)
@@ -313,7 +316,7 @@ def _carry_hints(
 
 def _join_nodes(
     store: Backend, config: Config, manifest: Manifest, clock: Clock,
-    broken: Callable[[BaseException], None],
+    broken: Callable[[BaseException], None], *, curve_key: str,
 ) -> Nodes | None:
     """Return this node's place among the others, not started; None: it is the only one."""
     random = SystemRandom()
@@ -322,6 +325,7 @@ def _join_nodes(
         roles=tuple(role for role in config.roles if config.workers_of(role)),
         version=pylon.__version__, manifest=sha256(manifest.text.encode()).hexdigest(),
         workers={role: config.workers_of(role) for role in config.roles},
+        region=config.region or "", cluster_url=config.cluster_url or "", curve_key=curve_key,
     )
     link = store.nodes(facts, clock, random)
     return None if link is None else Nodes(link, facts.incarnation, clock, broken)

@@ -51,6 +51,12 @@ def test_the_environment_wins_over_the_file() -> None:
         ({"PYLON_DURABILITY": "maximal"}, ("PYLON_DURABILITY", "normal, full")),
         ({"PYLON_DRAIN_SECS": "nan"}, ("PYLON_DRAIN_SECS", "'nan'")),
         ({"PYLON_NODE": "a b"}, ("PYLON_NODE", "'a b'", "1 to 63")),
+        ({"PYLON_REGION": "eu west"}, ("PYLON_REGION", "'eu west'", "1 to 63")),
+        ({"PYLON_CLUSTER_URL": "http://a:1"}, ("PYLON_CLUSTER_URL", "tcp://host:port")),
+        ({"PYLON_CLUSTER_URL": "tcp://a"}, ("PYLON_CLUSTER_URL", "tcp://host:port")),
+        ({"PYLON_CLUSTER_URL": "tcp://a:1/x"}, ("PYLON_CLUSTER_URL", "and no more")),
+        ({"PYLON_CLUSTER_URL": "tcp://a:0"}, ("PYLON_CLUSTER_URL", "1 to 65535")),
+        ({"PYLON_CLUSTER_URL": "tcp://0.0.0.0:44"}, ("PYLON_CLUSTER_URL", "of this machine")),
     ],
 )
 def test_a_bad_value_names_setting_value_and_remedy(
@@ -285,11 +291,28 @@ def test_settings_of_a_database_and_of_nodes_need_one() -> None:
     assert not list(unsafe_settings(config.load({**good, "PYLON_ROLES": "ws"}).config))
     for env in (
         {"PYLON_ROLES": "ws,sse"}, {"PYLON_DATABASE_DIRECT_URL": "postgres://db/app"},
+        {"PYLON_CLUSTER_URL": "tcp://game-1:4400"},
     ):
         (line,) = unsafe_settings(config.load({**GOOD, **env}).config)
         assert line.startswith(next(iter(env)))
     (line,) = unsafe_settings(config.load({**good, "PYLON_IN_MEMORY": "1"}).config)
     assert line.startswith("PYLON_IN_MEMORY")
+
+
+@pytest.mark.parametrize(("env", "words"), [
+    ({"PYLON_CLUSTER_URL": "tcp://game-1:4324"}, "the port of shards too"),
+    ({"PYLON_CLUSTER_URL": "tcp://game-1:4320", "PYLON_SHARD_WORKERS": "2"}, "the port of http"),
+    ({"PYLON_CLUSTER_URL": "tcp://[fd00::1]:65535", "PYLON_SHARD_WORKERS": "2"}, "a lower port"),
+])
+def test_cluster_ports_are_nobody_elses(env: dict[str, str], words: str) -> None:
+    good = {**GOOD, "DATABASE_URL": "postgres://db/app"}
+    (line,) = unsafe_settings(config.load({**good, **env}).config)
+    assert line.startswith("PYLON_CLUSTER_URL is tcp://") and words in line
+    fine = config.load({**good, **env, "PYLON_ROLES": "http"}).config
+    assert fine.cluster_url == env["PYLON_CLUSTER_URL"]
+    assert not list(unsafe_settings(config.load({
+        **good, "PYLON_CLUSTER_URL": "tcp://game-1:4400", "PYLON_SHARD_WORKERS": "8",
+    }).config))
 
 
 def test_roles_are_a_list_in_the_order_of_the_table() -> None:

@@ -32,7 +32,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
-    "control.sock", "manifest.json", "rates", "hints", "arbiter",
+    "control.sock", "manifest.json", "rates", "hints", "arbiter", "cluster-key",
 )
 
 
@@ -96,6 +96,11 @@ class Runtime:
     def manifest(self) -> Path:
         """Return the path of the validated manifest that every worker loads."""
         return self.dir / "manifest.json"
+
+    @property
+    def cluster_key(self) -> Path:
+        """Return the path of this node's key pair (`pylon.cluster.keys`)."""
+        return self.dir / "cluster-key"
 
     @property
     def rates(self) -> Path:
