@@ -19,7 +19,7 @@ from pylon.errors import PylonError
 from pylon.manifest.model import Field, FieldType
 from pylon.policy.rules import compile_rules
 from pylon.query.evaluate import evaluator_of
-from pylon.query.parse import value_of_text
+from pylon.query.operands import value_of_text
 from pylon.query.predicate_parts import Cost, asks_rows, cost_of
 from pylon.storage.ops import WriteRequest
 from pylon.storage.related import StoredRelated

@@ -22,7 +22,8 @@ from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.conditions import guarded
-from pylon.query.parse import NUMBERS, field_of, parse_where
+from pylon.query.operands import NUMBERS, field_of
+from pylon.query.parse import parse_where
 from pylon.query.predicate import TRUE, Predicate
 
 BUCKETS: Final = ("hour", "day", "week", "month", "year")

@@ -17,7 +17,8 @@ from pylon.errors import InvalidQuery
 from pylon.manifest.model import Entity, Field
 from pylon.query.conditions import guarded
 from pylon.query.evaluate import Evaluator, evaluator_of
-from pylon.query.parse import ID, FilterParser, field_of, filter_object
+from pylon.query.operands import ID, field_of
+from pylon.query.parse import FilterParser, filter_object
 from pylon.query.patterns import weigh_pattern
 from pylon.query.predicate import FALSE, TRUE, Column, Compare, InValues, IsNull, Literal, Predicate
 from pylon.query.predicate_parts import conjuncts

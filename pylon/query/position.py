@@ -27,7 +27,7 @@ from pylon.errors import SHOWN_CHARS, InvalidQuery, InvalidValue, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType
 from pylon.query.conditions import and_, equal, guarded, or_
 from pylon.query.evaluate import Evaluator, evaluator_of
-from pylon.query.parse import column_of, exact_float, field_of, is_beyond_64_bits, parse_operand
+from pylon.query.operands import column_of, exact_float, field_of, is_beyond_64_bits, parse_operand
 from pylon.query.predicate import Compare, CompareTuple, Guarded, IsNull, Literal, Predicate, Scalar
 from pylon.values.notations import KEYS, notation_of
 

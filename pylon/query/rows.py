@@ -18,7 +18,8 @@ from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.conditions import guarded
-from pylon.query.parse import field_of, filter_object, parse_where
+from pylon.query.operands import field_of
+from pylon.query.parse import filter_object, parse_where
 from pylon.query.position import Order, Position, parse_position
 from pylon.query.predicate import TRUE, Match, Predicate
 from pylon.query.words import parse_match

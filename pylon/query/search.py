@@ -20,7 +20,7 @@ from pylon.body_types import BodyType, Refusal
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Field, FieldType, Search
 from pylon.query.conditions import and_, equal, guarded, in_values
-from pylon.query.parse import ID, NUMBERS, exact_float, is_beyond_64_bits, text_operand
+from pylon.query.operands import ID, NUMBERS, exact_float, is_beyond_64_bits, text_operand
 from pylon.query.predicate import TRUE, Constant, Match, Predicate
 from pylon.query.words import parse_match, parse_words
 from pylon.values import INT_MAX, INT_MIN, invalid_value

@@ -24,7 +24,7 @@ from typing import Any, Final
 import orjson
 
 from pylon.manifest.model import Entity, FieldType
-from pylon.query.parse import field_of
+from pylon.query.operands import field_of
 from pylon.query.predicate import Scalar
 from pylon.values.notations import KEYS, notation_of
 

@@ -21,7 +21,7 @@ import orjson
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity
-from pylon.query.parse import field_of
+from pylon.query.operands import field_of
 from pylon.query.position import Order, parse_position, total_order
 from pylon.query.predicate import Column, Compare, IsNull, Literal, Predicate
 from pylon.query.predicate_parts import conjuncts

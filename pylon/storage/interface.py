@@ -62,8 +62,8 @@ class Reader(Protocol):
         self, entity: str, field: str, value: Scalar, allowed: Predicate = TRUE
     ) -> bytes | None:
         """The first row of `allowed`, by id, whose `field` is `value`. A text for a field that
-        is no text stands for the value of `pylon.query.parse.value_of_text`. A field that is unique
-        without regard to case is compared in this way.
+        is no text stands for the value of `pylon.query.operands.value_of_text`. A field that is
+        unique without regard to case is compared in this way.
 
         Raises:
             InvalidColumn: the entity has no such field.

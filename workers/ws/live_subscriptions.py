@@ -26,7 +26,7 @@ from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import ByAuth, Everyone, Keyed
 from pylon.policy.rules import EntityRules
 from pylon.query.matcher import Matcher, Term
-from pylon.query.parse import field_of
+from pylon.query.operands import field_of
 from pylon.query.window import WindowQuery
 from workers.hub.connection import Connection
 from workers.ws.live_ranges import Window

@@ -27,7 +27,7 @@ from pylon.api.services import DataServices
 from pylon.errors import SearchNotConfigured
 from pylon.manifest.model import Entity, FieldType, Search
 from pylon.query.conditions import guarded
-from pylon.query.parse import NUMBERS
+from pylon.query.operands import NUMBERS
 from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
 from pylon.query.search import FacetedSearch, parse_search

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.aggregate import Aggregation
-from pylon.query.parse import field_of
+from pylon.query.operands import field_of
 from pylon.storage.core.names import quote
 from pylon.storage.postgres.functions import DECIMAL, EXACT, WEEK
 from pylon.storage.sql.aggregate import AggregateDialect, Decode, Figure

@@ -10,7 +10,7 @@ from typing import Final
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.conditions import and_, compare, guarded
-from pylon.query.parse import CONVERTED, value_of_text
+from pylon.query.operands import CONVERTED, value_of_text
 from pylon.query.predicate import FALSE, Column, Literal, Predicate, Scalar
 from pylon.query.rows import Query
 from pylon.schema.columns import fold_column, fold_fields

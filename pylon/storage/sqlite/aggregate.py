@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pylon.manifest.model import Entity, FieldType
 from pylon.query.aggregate import Aggregation
-from pylon.query.parse import field_of
+from pylon.query.operands import field_of
 from pylon.storage.sql.aggregate import AggregateDialect, Decode, Figure
 from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.functions import DECIMAL_AVG, DECIMAL_SUM

@@ -32,7 +32,7 @@ from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
-from pylon.query.parse import value_of_text
+from pylon.query.operands import value_of_text
 from pylon.query.patterns import Meter
 from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar
 from pylon.query.predicate_parts import Cost, find_closed_checks

@@ -11,7 +11,7 @@ from typing import Final
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.conditions import guarded
-from pylon.query.parse import CONVERTED
+from pylon.query.operands import CONVERTED
 from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar
 from pylon.query.rows import Query
 from pylon.schema.columns import fold_column, fold_fields
