@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pylon.metrics.families import SUPERVISOR, WORKER
+from pylon.metrics.registries import SUPERVISOR, WORKER
 from tests.support import stores
 from tests.support.measured import page_values
 from tests.support.server import ADMIN_TOKEN, PylonServer

@@ -29,8 +29,8 @@ from pylon.metrics import (
     supervisor_snapshot,
     take_changes,
 )
-from pylon.metrics.families import SUPERVISOR, WORKER
 from pylon.metrics.processes import process_families
+from pylon.metrics.registries import SUPERVISOR, WORKER
 from pylon.metrics.wire import Family, Sample
 from tests.support.measured import page_families, page_values
 

@@ -6,7 +6,7 @@ sample of a worker has the label `role`, and gauges also `worker`. A process tha
 calls `reset()` before it counts.
 """
 
-from pylon.metrics.families import *  # noqa: F403  (the names are listed in families.__all__)
+from pylon.metrics.families import *  # noqa: F403  (the constants of all metrics)
 from pylon.metrics.merge import Merged
 from pylon.metrics.render import render_json, render_openmetrics, render_text
 from pylon.metrics.snapshot import (

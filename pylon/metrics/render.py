@@ -14,7 +14,7 @@ from typing import Any, Final
 from prometheus_client import Metric, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from pylon.metrics.families import DERIVED_HELP
+from pylon.metrics.families.http import DERIVED_HELP
 from pylon.metrics.wire import Family, Sample
 
 TEXT_CONTENT_TYPE: Final = "text/plain; version=0.0.4"

@@ -21,7 +21,7 @@ from typing import Final
 from prometheus_client import Metric
 
 from pylon.metrics import values
-from pylon.metrics.families import SUPERVISOR, WORKER
+from pylon.metrics.registries import SUPERVISOR, WORKER
 from pylon.metrics.wire import Family, Sample
 
 _GAUGES: Final = frozenset(metric.name for metric in WORKER.collect() if metric.type == "gauge")
