@@ -21,8 +21,9 @@ from pylon.manifest.document import Node, NotJsonError, line_and_column, read_do
 from pylon.manifest.findings import Findings, items_of, text_of
 from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, Manifest
 from pylon.manifest.shape import check_shape
-from pylon.policy.check import Scope, action_scope, check, entity_scope, room_scope
+from pylon.policy.check import check
 from pylon.policy.grammar import PolicyInvalid
+from pylon.policy.scope import Scope, action_scope, entity_scope, room_scope
 from pylon.query.index_filters import check_index_filters
 from pylon.values.constraint_checks import check_constraints
 from pylon.values.default_checks import check_defaults

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Policy
-from pylon.policy.rules import EntityRules, compile_rules
+from pylon.policy.entity_rules import EntityRules
+from pylon.policy.rules import compile_rules
 from pylon.query.conditions import equal
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import FALSE, TRUE, Constant

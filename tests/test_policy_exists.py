@@ -18,11 +18,13 @@ from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
 from pylon.manifest_loader import parse_manifest
 from pylon.policy import expression as e
-from pylon.policy.check import check, entity_scope
+from pylon.policy.check import check
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.grammar import PolicyIndexMissing, PolicyInvalid
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.policy.routing import General, Keyed, Related, Union
-from pylon.policy.rules import EntityRules, compile_rules
+from pylon.policy.rules import compile_rules
+from pylon.policy.scope import entity_scope
 from pylon.query.conditions import compare, equal, guarded
 from pylon.query.predicate import FALSE, TRUE, Column, Compare, Exists, Literal, Outer
 from pylon.query.predicate_parts import asks_rows

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from pylon import limits
 from pylon.manifest.model import Entity, Field, FieldType, Operation
-from pylon.policy.check import action_scope, check, entity_scope
+from pylon.policy.check import check
 from pylon.policy.grammar import PolicyInvalid, Syntax, parse
+from pylon.policy.scope import action_scope, entity_scope
 from tests.support.examples import count_examples
 
 NOTE = Entity(

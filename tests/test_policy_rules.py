@@ -13,8 +13,9 @@ from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.manifest.model import Entity, Field, FieldType, Manifest, Operation, Policy
 from pylon.manifest_loader import parse_manifest
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.routing import ByAuth, Everyone, General, Keyed, Nobody, Routing
-from pylon.policy.rules import EntityRules, RuleSet, compile_rules
+from pylon.policy.rules import RuleSet, compile_rules
 from pylon.query.conditions import equal
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import FALSE, TRUE

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index
-from pylon.policy.check import check, entity_scope
+from pylon.policy.check import check
 from pylon.policy.compile import compile_condition
 from pylon.policy.related import CheckValues, ExistsCheck
+from pylon.policy.scope import entity_scope
 from pylon.policy.verdicts import causes_of, describe, judge_rule, text_of
 from tests.support.examples import count_examples
 from tests.test_policy_equivalence import AUTH, ROW, RULE, THING, binary

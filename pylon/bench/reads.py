@@ -15,7 +15,7 @@ from pylon.app import App
 from pylon.auth_context import ADMIN
 from pylon.bench.measure import Step
 from pylon.manifest.model import Entity
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.query.rows import Query, parse_filter
 from pylon.storage.backend import BareReads
 from pylon.storage.interface import Reader

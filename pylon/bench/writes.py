@@ -15,16 +15,10 @@ from pylon.bench import rows
 from pylon.bench.measure import Step
 from pylon.ids import RowIds
 from pylon.manifest.model import Entity
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import WriteEngine
-from pylon.storage.ops import (
-    DeleteRow,
-    InsertRow,
-    UpdateRow,
-    WriteOp,
-    WriteRequest,
-)
+from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow, WriteOp, WriteRequest
 from pylon.values import EntityCodec
 
 BATCH: Final = 64

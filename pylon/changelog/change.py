@@ -22,9 +22,9 @@ import msgspec
 import orjson
 
 from pylon.auth_context import AuthContext
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import Everyone, Nobody
-from pylon.policy.rules import EntityRules
 from pylon.storage.events import ChangeEvent, Kind, encode
 
 

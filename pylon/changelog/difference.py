@@ -34,9 +34,10 @@ from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change, View, find_view, relate
 from pylon.changelog.related_rows import ChangedRows, PastRows, read_rows, related_at
 from pylon.errors import LimitExceeded, ResyncRequired
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import RelatedRows
 from pylon.policy.related_changes import RelatedChanges
-from pylon.policy.rules import EntityRules, RuleSet
+from pylon.policy.rules import RuleSet
 from pylon.query.evaluate import evaluator_of
 from pylon.query.predicate import Predicate
 from pylon.storage.events import ChangeEvent, Kind

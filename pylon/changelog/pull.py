@@ -31,8 +31,9 @@ from pylon.changelog.readable_changes import ReadableChanges, read_changes
 from pylon.changelog.scope import Scope
 from pylon.changelog.snapshot_plan import SnapshotPart, plan_snapshot
 from pylon.manifest.model import Entity, Manifest
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.routing import Everyone
-from pylon.policy.rules import EntityRules, RuleSet
+from pylon.policy.rules import RuleSet
 from pylon.query.rows import Query
 from pylon.storage.interface import SERVER, Reader, Store
 

@@ -21,7 +21,8 @@ from typing import Any, Final
 from pylon import limits
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
 from pylon.manifest.model import Entity, Manifest
-from pylon.policy.rules import EntityRules, RuleSet
+from pylon.policy.entity_rules import EntityRules
+from pylon.policy.rules import RuleSet
 from pylon.query.evaluate import evaluator_of
 from pylon.query.matcher import Term, find_terms
 from pylon.query.parse import FilterParser

@@ -23,12 +23,13 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import EntityNotFound, InvalidData, InvalidJson, NotFound
 from pylon.manifest.model import Entity, Manifest
 from pylon.manifest_loader import load_manifest
-from pylon.policy.check import Scope, check, entity_scope, row_scope
+from pylon.policy.check import check
+from pylon.policy.entity_rules import Action
 from pylon.policy.grammar import PolicyInvalid
 from pylon.policy.refusals import RuleVerdict
 from pylon.policy.related import RelatedRows
 from pylon.policy.room_rules import RoomAction
-from pylon.policy.rules import Action
+from pylon.policy.scope import Scope, entity_scope, row_scope
 from pylon.policy.verdicts import Verdict, causes_of, describe, judge_rule
 from pylon.storage.factory import open_store
 from pylon.storage.interface import Reader

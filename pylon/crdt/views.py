@@ -12,8 +12,8 @@ import orjson
 
 from pylon.auth_context import AuthContext
 from pylon.crdt.redaction import Run
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import NO_RELATED, RelatedRows
-from pylon.policy.rules import EntityRules
 from pylon.storage.records import StoredDocument
 
 

@@ -3,15 +3,16 @@
 Invariants: all names are resolved and all kinds agree, so no later step meets an unknown name or
 compares a string with a number. Each node has one meaning: ``!=`` is `Not(Equal)`, ``-x`` is
 ``0 - x``, a comparison with the word null is `IsNull`, and the role functions are `HasRole`.
-Read by `compile`, `bind`, `related`, `routing` and `rules`.
+Read by `compile`, `bind`, `related`, `routing` and `entity_rules`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from dataclasses import field as member
 from enum import Enum
+from typing import Any
 from typing import Literal as OneWord
 
 from pylon.values.notations import Notation
@@ -264,3 +265,24 @@ def conjuncts(expr: Expr) -> tuple[Expr, ...]:
     if isinstance(expr, And):
         return tuple(leaf for item in expr.items for leaf in conjuncts(item))
     return (expr,)
+
+
+def conjunction(rules: list[Expr]) -> Expr:
+    """Return the expression that all rules hold; `FALSE` without a rule."""
+    if len(rules) == 1:
+        return rules[0]
+    return And(tuple(rules)) if rules else FALSE
+
+
+def one_row(expr: Expr) -> Expr:
+    """Return the expression with ``data`` in place of ``existing``: they are one row."""
+    if isinstance(expr, Column):
+        return replace(expr, root="data")
+    changes: dict[str, Any] = {}
+    for slot in fields(expr):
+        value = getattr(expr, slot.name)
+        if isinstance(value, tuple):
+            changes[slot.name] = tuple(one_row(item) for item in value)
+        elif isinstance(value, Expr):
+            changes[slot.name] = one_row(value)
+    return replace(expr, **changes) if changes else expr

@@ -7,7 +7,7 @@ ask a store and for `bind`.
 
 Invariant: all sources and the predicates of `bind` answer alike for the same rows: the comparisons
 have the meaning of docs/query-semantics.md, and the policies of the asked entity do not count.
-Called by `compile`, `bind` and `rules`; `pylon.storage` and the hub implement `RelatedRows`.
+Called by `compile`, `bind` and `entity_rules`; `pylon.storage` and the hub implement `RelatedRows`.
 """
 
 from __future__ import annotations
@@ -99,6 +99,12 @@ class ExistsCheck:
             return (Literal(value),)
 
         return conditions_of(self.exists, read, is_led=True)
+
+
+def checks_of(rules: list[Expr]) -> tuple[ExistsCheck, ...]:
+    """Return what rules ask, each check once."""
+    found = (ExistsCheck(exists) for rule in rules for exists in e.exists_in(rule))
+    return tuple(dict.fromkeys(found))
 
 
 class RelatedRows(Protocol):

@@ -21,12 +21,13 @@ from pylon.auth_context import AuthContext
 from pylon.errors import PolicyDenied
 from pylon.manifest.model import ROOM_RULE_KEYS, Entity, Policy
 from pylon.policy import expression as e
-from pylon.policy.check import check, room_scope
+from pylon.policy.check import check
 from pylon.policy.compile import Judge, compile_condition
 from pylon.policy.expression import Expr
 from pylon.policy.refusals import HINT, MESSAGE, Rule, RuleVerdict, refusal_of
 from pylon.policy.related import NO_RELATED, ExistsCheck, RelatedRows
 from pylon.policy.related_changes import AuthKey, RelatedChanges
+from pylon.policy.scope import room_scope
 from pylon.policy.verdicts import judge_rule
 
 RoomAction = Literal["join", "broadcast", "presence"]

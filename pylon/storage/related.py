@@ -1,9 +1,9 @@
 """Related rows of a store: answers what a rule's ``exists(...)`` asks, by reads of committed rows.
 
-Each answer is one look-up by an index (`pylon.policy.check` refuses rules without one), of the
-newest commit that the reader sees. Invariant: it answers as the predicates of `pylon.policy.bind`
-do at the same commit. Called by the API, the hub, pulls and documents; the writer has a source of
-its own (`pylon.storage.core.related`).
+Each answer is one look-up by an index (`pylon.policy.exists_check` refuses rules without one), of
+the newest commit that the reader sees. Invariant: it answers as the predicates of
+`pylon.policy.bind` do at the same commit. Called by the API, the hub, pulls and documents; the
+writer has a source of its own (`pylon.storage.core.related`).
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from pylon import limits
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
 from pylon.policy import expression as e
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import CheckValues, ExistsCheck
-from pylon.policy.rules import EntityRules, compile_rules
+from pylon.policy.rules import compile_rules
 from pylon.query.conditions import and_, equal, guarded
 from pylon.storage.ops import DeleteRow, InsertRow, OpKey, RowOp, Transact, UpdateRow
 from pylon.storage.related import StoredRelated

@@ -22,7 +22,8 @@ import orjson
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy, Search
-from pylon.policy.rules import EntityRules, compile_rules
+from pylon.policy.entity_rules import EntityRules
+from pylon.policy.rules import compile_rules
 from pylon.query.aggregate import Aggregate, parse_aggregate
 from pylon.query.conditions import and_, equal, guarded
 from pylon.query.parse import parse_where

@@ -19,8 +19,8 @@ from pylon import metrics
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.changelog.scope import Scope
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.routing import General, Keyed, Nobody, Related, Union
-from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection
 from workers.hub.memberships import Memberships
 from workers.hub.scope_index import ScopeIndex

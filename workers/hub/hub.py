@@ -31,9 +31,9 @@ from pylon.auth_context import AuthContext, Caller
 from pylon.changelog.change import Change, encode_for
 from pylon.changelog.scope import Scope
 from pylon.clock import Clock
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import ByAuth, Everyone, Nobody
-from pylon.policy.rules import EntityRules
 from workers.hub.connection import Connection, Transport
 from workers.hub.groups import Group, Groups
 from workers.hub.memberships import KeySets, Memberships

@@ -22,9 +22,9 @@ from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.changelog.change import Change
 from pylon.manifest.model import Entity, FieldType
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import NO_RELATED, RelatedRows
 from pylon.policy.routing import ByAuth, Everyone, Keyed
-from pylon.policy.rules import EntityRules
 from pylon.query.matcher import Matcher, Term
 from pylon.query.operands import field_of
 from pylon.query.window import WindowQuery

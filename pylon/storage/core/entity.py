@@ -8,7 +8,7 @@ from __future__ import annotations
 from pylon import limits
 from pylon.clock import Clock, SystemRandom
 from pylon.manifest.model import Entity
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.storage.core.transaction import RowTable
 from pylon.values import EntityCodec, FieldDefaults
 

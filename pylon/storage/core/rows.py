@@ -19,14 +19,9 @@ from msgspec.structs import replace
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext
 from pylon.clock import Clock
-from pylon.errors import (
-    EntityNotFound,
-    NotFound,
-    PreconditionFailed,
-    PylonError,
-)
+from pylon.errors import EntityNotFound, NotFound, PreconditionFailed, PylonError
 from pylon.manifest.references import Reference
-from pylon.policy.rules import Action
+from pylon.policy.entity_rules import Action
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.documents import DocumentWrites
 from pylon.storage.core.entity import EntityWrites
@@ -35,14 +30,7 @@ from pylon.storage.core.large_rows import LargeRowBudget
 from pylon.storage.core.references import Cascade, ReferenceChecks, StoredRow
 from pylon.storage.core.related import TransactionRelated
 from pylon.storage.core.transaction import PROVISIONAL_SEQ, ConstraintFailed, RowTransaction
-from pylon.storage.ops import (
-    DeleteRow,
-    InsertRow,
-    PushDocument,
-    ResetRows,
-    UpdateRow,
-    WriteReply,
-)
+from pylon.storage.ops import DeleteRow, InsertRow, PushDocument, ResetRows, UpdateRow, WriteReply
 from pylon.values import check_row_size
 
 _VERSIONS_SHOWN: Final = 5  # versions of an If-Match that a message names

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from pylon.errors import PylonError
 from pylon.manifest.model import Entity
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.query.predicate import Predicate
 from pylon.storage.events import ChangeEvent
 from pylon.storage.ops import WriteRequest

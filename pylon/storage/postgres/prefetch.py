@@ -17,8 +17,8 @@ from psycopg.pq.abc import PGresult
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
+from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import CheckValues, ExistsCheck
-from pylon.policy.rules import EntityRules
 from pylon.query.predicate import FALSE
 from pylon.storage.core.transaction import DocumentKey, OpName
 from pylon.storage.ops import (

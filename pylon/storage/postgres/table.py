@@ -18,7 +18,7 @@ import psycopg
 from pylon import limits
 from pylon.errors import InternalError, InvalidValue, PylonError, ValueTooLongToIndex
 from pylon.manifest.model import Entity, FieldType
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.query.words import text_fields
 from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fields
 from pylon.storage.core.constraint_errors import constraint_error

@@ -38,7 +38,7 @@ from pylon.errors import InternalError, InvalidValue, PylonError
 from pylon.log import get_logger
 from pylon.manifest import references
 from pylon.manifest.model import Entity, Manifest
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.query.predicate import Predicate
 from pylon.storage.core.transaction import (
     PROVISIONAL_SEQ,
@@ -56,13 +56,7 @@ from pylon.storage.ops import DeleteRow, InsertRow, UpdateRow, WriteRequest
 from pylon.storage.postgres import documents, log, meta, op_ids, sessions, shards
 from pylon.storage.postgres.channels import payload
 from pylon.storage.postgres.connect import STORE_FAILURES, error_text, is_lost, refusal_reason
-from pylon.storage.postgres.flush import (
-    NO_REQUEST,
-    Flush,
-    Gathered,
-    InsertShape,
-    last_seq_of,
-)
+from pylon.storage.postgres.flush import NO_REQUEST, Flush, Gathered, InsertShape, last_seq_of
 from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.overlay import Check, KnownRow, Overlay, RowKey
 from pylon.storage.postgres.parameters import EncodedParameters, Parameter, encode_parameters

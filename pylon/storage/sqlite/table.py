@@ -17,13 +17,8 @@ import orjson
 
 from pylon import limits
 from pylon.manifest.model import Entity
-from pylon.policy.rules import EntityRules
-from pylon.schema.columns import (
-    JSON_COLUMN,
-    SEQ_COLUMN,
-    fold_column,
-    fold_fields,
-)
+from pylon.policy.entity_rules import EntityRules
+from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fields
 from pylon.storage.sqlite.constraint_errors import ConstraintErrors
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import SearchIndex

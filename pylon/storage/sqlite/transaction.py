@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from pylon.clock import Clock
 from pylon.manifest.model import Entity
-from pylon.policy.rules import EntityRules
+from pylon.policy.entity_rules import EntityRules
 from pylon.query.predicate import Predicate
 from pylon.query.words import text_fields
 from pylon.storage.core.transaction import (
@@ -36,11 +36,7 @@ from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
 from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
-from pylon.storage.sqlite.instants import (
-    add_conversion,
-    converting_source,
-    is_converted,
-)
+from pylon.storage.sqlite.instants import add_conversion, converting_source, is_converted
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.table import SqliteTable
