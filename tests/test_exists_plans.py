@@ -32,8 +32,9 @@ from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.values import EntityCodec
-from tests.storage_contract import test_exists as contract
+from tests.support import exists_app
 from tests.support.examples import count_examples
+from tests.support.exists_rules import ASKING_RULE, BODIES, CALLERS
 
 
 def _texts(*names: str) -> tuple[Field, ...]:
@@ -282,28 +283,28 @@ def test_known_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     deadline=None, max_examples=count_examples(60), suppress_health_check=[HealthCheck.too_slow],
 )
 @given(
-    rule=contract.ASKING_RULE, caller=contract.CALLERS,
+    rule=ASKING_RULE, caller=CALLERS,
     rows=st.fixed_dictionaries({
-        name: st.lists(body, max_size=4) for name, body in contract.BODIES.items()
+        name: st.lists(body, max_size=4) for name, body in BODIES.items()
     }),
 )
 def test_lists_and_look_ups_select_the_same_rows(
     rule: str, caller: AuthContext, rows: dict[str, list[dict[str, Any]]]
 ) -> None:
-    app = contract.app_of(rule)
+    app = exists_app.app_of(rule)
     rules = compile_rules(app)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.db"
         engine = SqliteEngine.open(path, app, rules, ManualClock(), "normal")
         ops = [
-            contract.put(name, f"{name}{number}" if name != "Room" else f"r{number}", body)
+            exists_app.put(name, f"{name}{number}" if name != "Room" else f"r{number}", body)
             for name, bodies in rows.items() for number, body in enumerate(bodies, 1)
         ]
         replies = engine.apply([WriteRequest(n, op) for n, op in enumerate(ops)]).replies
         assert not any(reply.error for reply in replies)
         engine.close()
         connection = apsw.Connection(str(path))
-        reads = EntityReads(contract.MESSAGE, CompiledCache())
+        reads = EntityReads(exists_app.MESSAGE, CompiledCache())
         allowed = rules.for_entity("Message").readable_by(caller)
         found = []
         for where in (allowed, guarded(allowed, equal("level", 1))):

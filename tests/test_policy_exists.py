@@ -1,6 +1,6 @@
 """Rules with ``exists(...)``: what the checker refuses, the index that it asks for, and the plan.
 
-`tests/storage_contract/test_exists.py` compares the verdicts, `tests/test_api_exists.py` has the
+`tests/storage_contract/test_exists*.py` compare the verdicts, `tests/test_api_exists.py` has the
 paths of the API.
 """
 
