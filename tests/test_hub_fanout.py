@@ -77,7 +77,7 @@ def test_an_entity_that_the_manifest_lost_is_for_admins(hub: Hub) -> None:
     hub.publish([change])
     assert admin.received() == frames.encode(frames.TEXT, change.wire)
     assert anonymous.received() == b""
-    assert hub.view(change, ANONYMOUS) is None
+    assert hub.fan_out.view(change, ANONYMOUS) is None
 
 
 def test_one_event_above_the_outbox_is_delivered(hub: Hub) -> None:

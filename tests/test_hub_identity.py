@@ -1,4 +1,4 @@
-"""workers.hub.hub: connections that change whom they speak for, against a model."""
+"""workers.hub.hub: connections that change their caller, against a model."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_a_change_is_judged_once_for_each_group_that_it_may_concern(
         judged.append(auth)
         return encode_for(change, rules, auth, *more)
 
-    monkeypatch.setattr("workers.hub.hub.encode_for", count)
+    monkeypatch.setattr("workers.hub.fan_out.encode_for", count)
     peers = []
     for n in range(20):
         for filters in ({"Public": {"ownerId": f"u{n}"}}, {"Note": {"ownerId": f"u{n}"}}):

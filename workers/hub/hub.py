@@ -1,15 +1,8 @@
-"""The hub: the registry of connections, and the fan-out of changes to them.
+"""The hub: the registry of connections, in which each has its place in the order of changes.
 
-Connections with equal auth contexts see the same, so the hub decides for groups of them (`groups`).
-The routing plan of an entity (`pylon.policy.routing`) says how. A change for everyone needs no
-decision. A change keyed by an attribute of the session touches only the groups with that value.
-Only general rules are judged once for each group. `pylon.changelog.change.encode_for` always judges
-whether a group sees the row, its leaving, or nothing; routing only names groups that need no
-judgement.
-
-A batch becomes one write for each connection, of frames that all receivers share. A delivery costs
-that system call, so the loop around it (`_deliver`) holds nothing that can be done once for all, or
-only for connections with an outbox.
+Connections with equal auth contexts see the same, so the hub decides for groups of them (`groups`),
+and `fan_out` sends each group its frames. A connection whose replay has gone beyond the head of the
+hub is *ahead*: it gets its changes by itself until the hub has reached its cursor.
 
 Invariants: a connection gets events in seq order, each at most once. It joins when it has had
 everything up to the head of the hub; one whose replay was ahead of the hub waits until the hub
@@ -19,28 +12,25 @@ connection that joins after its replay. Called by `workers.hub.feed`, `replay` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
-from os import write
 from typing import Final
 
 from gevent.event import Event
 
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext, Caller
-from pylon.changelog.change import Change, encode_for
+from pylon.changelog.change import Change
 from pylon.changelog.scope import Scope
 from pylon.clock import Clock
 from pylon.policy.entity_rules import EntityRules
 from pylon.policy.related import NO_RELATED, RelatedRows
-from pylon.policy.routing import ByAuth, Everyone, Nobody
 from workers.hub.connection import Connection, Transport
-from workers.hub.groups import Group, Groups
+from workers.hub.fan_out import FanOut
+from workers.hub.groups import Groups
 from workers.hub.memberships import KeySets, Memberships
 
 BEAT_S: Final = 0.5  # how often some of the connections have their heartbeat
-
-_Frames = list[tuple[int, bytes]]  # (seq, frame)
 
 
 class Hub:
@@ -60,9 +50,9 @@ class Hub:
         )
         self.transport = transport
         self.spent_s = 0.0  # on the last changes
-        self._rules = rules
         self._clock = clock
         self._groups = Groups()
+        self.fan_out = FanOut(rules, transport, self._groups, self.memberships)
         # All connections, spread evenly, so that each heartbeat looks at one partition only.
         self.partitions: list[set[Connection]] = [
             set() for _ in range(max(1, round(transport.heartbeat_s / BEAT_S)))
@@ -269,30 +259,9 @@ class Hub:
 
     # --- Events --------------------------------------------------------------------------
 
-    def view(
-        self, change: Change, auth: AuthContext, scope: Scope | None = None
-    ) -> bytes | None:
-        """Return the event as `auth` sees it in a scope, or None (spec/realtime.md §1.4)."""
-        if scope is not None:
-            rules = scope.find_rules(change.event.entity)
-        elif auth.is_admin:
-            return change.wire
-        else:
-            rules = self._rules.get(change.event.entity)
-        return None if rules is None else encode_for(change, rules, auth, self.memberships)
-
     def advance(self, head: int) -> None:
         """Count everything up to `head` as published: nobody joined before."""
         self._head = max(self._head, head)
-
-    def judged_entities(self, changes: Iterable[Change]) -> set[str]:
-        """Those of the changes' entities whose rows not all clients but admins see alike."""
-        found = set()
-        for entity in {change.event.entity for change in changes}:
-            rules = self._rules.get(entity)
-            if rules is not None and not isinstance(rules.routing, Everyone | Nobody):
-                found.add(entity)
-        return found
 
     def publish(self, changes: Sequence[Change]) -> None:
         """Deliver changes in seq order to all connections that joined and may see them."""
@@ -302,7 +271,7 @@ class Hub:
         if self.memberships:
             self._part_concerned(changes)
         if self._groups or self._ahead:
-            self._fan_out(changes)
+            self._deliver(changes)
         self._head = max(self._head, changes[-1].seq)
         if self._ahead:
             self._join_those_caught_up()
@@ -330,146 +299,14 @@ class Hub:
             self._leave(connection)
             self._send_behind(connection, cursor)
 
-    def _fan_out(self, changes: Sequence[Change]) -> None:
+    def _deliver(self, changes: Sequence[Change]) -> None:
         started_s = self._clock.monotonic_s()
         for connection in list(self._ahead):
-            self._send_ahead(connection, changes)
-        common, own, everything = self._partition_changes(changes)
-        # The groups that get other frames than the common ones.
-        special: set[Group] = set(own)
-        if len(common) < len(everything):
-            special |= self._groups.admins
-        compressed: dict[tuple[bytes, int], bytes] = {}  # by frame and deflate window
-        sent_frames = 0
-        if common:
-            for deflate_window in self._groups.deflate_windows:
-                rest = [
-                    group.connections for group in self._groups
-                    if group.deflate_window == deflate_window and group.scope is None
-                    and group not in special
-                ]
-                if rest:
-                    frames = self._compress_frames(common, deflate_window, compressed)
-                    sent_frames += _deliver(chain.from_iterable(rest), frames)
-        for group in special:
-            if group.scope is not None:
-                frames = own[group]
-            elif group.auth.is_admin:
-                frames = everything
-            else:
-                frames = sorted(common + own[group]) if common else own[group]
-            frames = self._compress_frames(frames, group.deflate_window, compressed)
-            sent_frames += _deliver(group.connections, frames)
-        metrics.MESSAGES_SENT.inc(sent_frames)
+            self.fan_out.send_to(connection, changes)
+        metrics.MESSAGES_SENT.inc(self.fan_out.send_to_groups(changes))
         metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
-
-    def _compress_frames(
-        self, frames: _Frames, deflate_window: int, compressed: dict[tuple[bytes, int], bytes]
-    ) -> _Frames:
-        """Return the frames compressed. `compressed` keeps each for the other groups."""
-        if not deflate_window:
-            return frames
-        result: _Frames = []
-        for seq, frame in frames:
-            found = compressed.get((frame, deflate_window))
-            if found is None:
-                found = self.transport.compress(frame, deflate_window)
-                compressed[frame, deflate_window] = found
-            result.append((seq, found))
-        return result
-
-    def _send_ahead(self, connection: Connection, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.seq > connection.last_seq:
-                wire = self.view(change, connection.caller.auth, connection.scope)
-                if wire is None:
-                    continue
-                frame = self.transport.frame(change.seq, wire)
-                if connection.send(self.transport.compress(frame, connection.deflate_window)):
-                    metrics.MESSAGES_SENT.inc()
 
     def _join_those_caught_up(self) -> None:
         for connection in [c for c in self._ahead if c.last_seq <= self._head]:
             self._ahead.discard(connection)
             self._groups.join(connection)
-
-    def _partition_changes(
-        self, changes: Sequence[Change]
-    ) -> tuple[_Frames, dict[Group, _Frames], _Frames]:
-        """Return the frames for everyone, those for single groups, and all frames."""
-        common: _Frames = []
-        own: dict[Group, _Frames] = {}
-        everything: _Frames = []
-        for change in changes:
-            seq = change.seq
-            whole = self.transport.frame(seq, change.wire)
-            everything.append((seq, whole))
-            made: dict[bytes, bytes] = {change.wire: whole}
-            for group in self._groups.scoped_admins:
-                self._add_own(own, group, seq, self.view(change, group.auth, group.scope), made)
-            rules = self._rules.get(change.event.entity)
-            if rules is None:  # the manifest no longer has this entity: admins only
-                continue
-            routing = rules.routing
-            if isinstance(routing, Everyone):
-                common.append((seq, whole))
-                candidates: Iterable[Group] = self._groups.find_scoped(change)
-            elif isinstance(routing, ByAuth):
-                for group in self._groups.find_allowed(change.event.entity, rules):
-                    own.setdefault(group, []).append((seq, whole))
-                candidates = self._groups.find_scoped(change)
-            else:
-                candidates = self._groups.find_candidates(change, routing, self.memberships)
-            for group in candidates:
-                if group.auth.is_admin:
-                    continue
-                if group.scope is None:
-                    wire = encode_for(change, rules, group.auth, self.memberships)
-                else:
-                    wire = self.view(change, group.auth, group.scope)
-                self._add_own(own, group, seq, wire, made)
-        return common, own, everything
-
-    def _add_own(
-        self, own: dict[Group, _Frames], group: Group, seq: int, wire: bytes | None,
-        made: dict[bytes, bytes],
-    ) -> None:
-        """Add an event to the frames of a group. `made` keeps the frames of its texts."""
-        if wire is None:
-            return
-        frame = made.get(wire)
-        if frame is None:
-            frame = made[wire] = self.transport.frame(seq, wire)
-        own.setdefault(group, []).append((seq, frame))
-
-
-def _deliver(connections: Iterable[Connection], frames: _Frames) -> int:
-    """Send frames to each connection in one write, and return how many frames were sent in all.
-
-    The loop must not change `connections`, and `send` may close one. So connections that did not
-    take all bytes get their `send` after the loop.
-    """
-    data = frames[0][1] if len(frames) == 1 else b"".join([frame for _, frame in frames])
-    size_bytes, count = len(data), len(frames)
-    reached = 0
-    behind: list[Connection] = []
-    partly: list[tuple[Connection, int]] = []
-    for connection in connections:
-        fd = connection.direct_fd
-        if fd < 0:
-            behind.append(connection)
-            continue
-        try:
-            taken_bytes = write(fd, data)
-        except OSError:  # `Connection.send` handles the error
-            behind.append(connection)
-            continue
-        reached += 1
-        if taken_bytes != size_bytes:
-            partly.append((connection, taken_bytes))
-    for connection, taken_bytes in partly:
-        connection.wrote(data, taken_bytes, count)
-    for connection in behind:
-        if connection.send(data, count):
-            reached += 1
-    return reached * count

@@ -115,7 +115,7 @@ class RelatedReplay:
         try:
             self._send(connection, [
                 (change.seq, text) for change in missed
-                if (text := self._hub.view(change, auth, connection.scope)) is not None
+                if (text := self._hub.fan_out.view(change, auth, connection.scope)) is not None
             ])
             if connection.is_open:
                 connection.last_seq = max(cursor, tail.last_seq)

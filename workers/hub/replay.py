@@ -250,7 +250,7 @@ class Replay:
                 return None
             data, frames = self._encoded(page, connection)
             known = _Page(data, frames, page[-1].seq)
-            if connection.scope is None and not self._hub.judged_entities(page):
+            if connection.scope is None and not self._hub.fan_out.judged_entities(page):
                 self._frames.keep(cursor, deflate_window, known, is_admin=auth.is_admin)
         if known.frames and connection.send(known.data, known.frames):
             metrics.MESSAGES_SENT.inc(known.frames)
@@ -261,7 +261,7 @@ class Replay:
         page = self._shared.at(head).page(cursor)
         if page is None:
             page = _head_of(self._history.page(cursor, limits.REPLAY_PAGE_EVENTS))
-            self._history.relate(page, self._hub.judged_entities(page))
+            self._history.relate(page, self._hub.fan_out.judged_entities(page))
             self._shared.at(head).keep_page(cursor, page)
         return page
 
@@ -279,7 +279,7 @@ class Replay:
             known = shared.encoded(page, None, deflate_window)
         if known is not None:
             return known
-        is_judged = bool(self._hub.judged_entities(page))
+        is_judged = bool(self._hub.fan_out.judged_entities(page))
         if is_judged:
             self._feed.tail.relate()
         is_own = is_judged or auth.is_admin or scope is not None
@@ -287,7 +287,7 @@ class Replay:
         frames = [
             self._hub.transport.frame(change.seq, wire)
             for change in page
-            if (wire := self._hub.view(change, auth, scope)) is not None
+            if (wire := self._hub.fan_out.view(change, auth, scope)) is not None
         ]
         if deflate_window:
             frames = [self._hub.transport.compress(frame, deflate_window) for frame in frames]
