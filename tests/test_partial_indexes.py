@@ -95,8 +95,9 @@ def test_descending_index_gives_the_order_without_a_sort(connection: apsw.Connec
 
 def test_lookup_in_any_case_uses_an_index_behind_a_policy(connection: apsw.Connection) -> None:
     reads = EntityReads(TASK, CompiledCache())
-    text, params = reads.lookup_among("_fold_mail", "a", equal("owner", "a"))
-    lines = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", params)]
+    select = reads.lookup("mail", "A", equal("owner", "a"))
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {select.sql}", select.params)
+    lines = [row[3] for row in plan]
     assert [line for line in lines if "Job_mail_nocase (_fold_mail=?)" in line], lines
 
 

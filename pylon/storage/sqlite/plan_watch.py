@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pylon import limits
+from pylon.errors import PylonError
 from pylon.log import get_logger
 from pylon.metrics.families import UNINDEXED_QUERIES
 from pylon.query.index_advice import advise_index
-from pylon.query.predicate import TRUE
+from pylon.query.predicate import FALSE, TRUE
 from pylon.query.rows import Query
 from pylon.storage.records import QueryPlan
+from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sqlite.names import quote
+
+_NOTED = limits.GRAPH_NODES  # queries of one read
 
 Execute = Callable[[str, tuple[object, ...]], Sequence[tuple[Any, ...]]]
 
@@ -123,6 +128,32 @@ class PlanWatch:
             f"SELECT count(*) FROM (SELECT 1 FROM {quote(entity)} LIMIT ?)", (bound + 1,)
         )
         return _Finding(entity, plan.steps, plan.index) if rows > bound else None
+
+
+class PendingQueries:
+    """The queries of one reader whose plans are yet to be judged; none without a watch."""
+
+    __slots__ = ("_queries", "_watch")
+
+    def __init__(self, watch: PlanWatch | None) -> None:
+        self._watch = watch
+        self._queries: list[tuple[str, Query]] = []
+
+    def add(self, entity: str, query: Query) -> None:
+        """Note a query that the reader runs."""
+        if self._watch is not None and len(self._queries) < _NOTED:
+            self._queries.append((entity, query))
+
+    def judge(self, fetch: Execute, select_of: Callable[[str, Query], SqlClause]) -> None:
+        """Judge the plans of the queries since the last call."""
+        queries, self._queries = self._queries, []
+        if self._watch is None:
+            return
+        for entity, query in queries:
+            if query.relevance is None and query.where is not FALSE:
+                with suppress(PylonError):  # the query has its answer
+                    select = select_of(entity, query)
+                    self._watch.judge(fetch, entity, query, select.sql, select.params)
 
 
 def _hint_of(found: _Finding) -> str:

@@ -7,13 +7,11 @@ so a scanning thread takes the interpreter lock once, not for each row. CAST AS 
 as fast as text, and saves the encoding. For `page`, SQLite joins the rows with commas, and the
 reader does not split them.
 
-`Deadline` limits the time of each statement. SQLite calls it only between rows. So within a group
-(`within`) the reader runs no full-text match, and no pattern on texts that may be long. The pool
-also interrupts a reader in a thread from outside (`interrupt_late`). SQLite checks for interrupts
-at each row, and FTS5 at each page of its index.
+`Statements` limits the time of each statement. Within a group (`within`) the reader runs no
+full-text match, and no pattern on texts that may be long.
 
-Invariants: a statement exceeds its time limit by at most one check interval and the cost of one
-row. One thread at a time uses a reader, except for `interrupt_late`. Made by `backend` and `pool`.
+Invariant: one thread at a time uses a reader, except for `interrupt_late`. Made by `backend` and
+`pool`.
 """
 
 from __future__ import annotations
@@ -22,20 +20,19 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Any, Final, TypeVar
 
 import apsw
 
 from pylon import limits
 from pylon.clock import Clock, SystemClock
-from pylon.errors import EntityNotFound, LimitExceeded, PylonError, QueryTimeout
+from pylon.errors import EntityNotFound, LimitExceeded, QueryTimeout
 from pylon.manifest.model import Manifest
 from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
-from pylon.query.operands import value_of_text
 from pylon.query.patterns import Meter
 from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar
-from pylon.query.predicate_parts import Cost, find_closed_checks
+from pylon.query.predicate_parts import find_closed_checks
 from pylon.query.rows import Query
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import Reader
@@ -61,46 +58,17 @@ from pylon.storage.sqlite.graph import GRAPHS
 from pylon.storage.sqlite.instants import DatetimeViews
 from pylon.storage.sqlite.list_sizes import ListSizes
 from pylon.storage.sqlite.patterns import add_functions
-from pylon.storage.sqlite.plan_watch import PlanWatch, explain_select
+from pylon.storage.sqlite.plan_watch import PendingQueries, PlanWatch, explain_select
 from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
-from pylon.storage.sqlite.short_rows import has_short_rows
-from pylon.storage.sqlite.slow_statements import SlowStatements
-from pylon.values import fold_case, unknown_column
+from pylon.storage.sqlite.statements import SCAN_CHECK_STEPS, SizeLimit, Statements
+from pylon.values import unknown_column
 
 T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
-# Instructions of SQLite's virtual machine between two checks of the clock: about 10 ms.
-SCAN_CHECK_STEPS: Final = 500_000
 _SEPARATOR: Final = b"\x1e"  # a control character, which JSON always escapes
 _FEWER: Final = 8  # if rows are too large, the next try reads this fraction of them
 _ROW_BYTES: Final = 1_000_000_000  # SQLite's own limit: a single row is always read
-_PATTERN: Final = "pattern:"
-_NOTED: Final = limits.GRAPH_NODES  # queries of one read
-_KNOWN_SLOW: Final = "the statement is known to take longer"
-_SHORT_ROWS_TTL_NS: Final = 50_000_000  # PERF: a query for each pattern took 3 us of 65
-
-
-class _Bounded:
-    """Context in which SQLite raises apsw.TooBigError instead of making a text above `size_bytes`.
-
-    SQLite stops at the row that would exceed the limit. So a refused result never takes more memory
-    than an accepted one.
-    """
-
-    __slots__ = ("_set", "_size_bytes", "_usual_bytes")
-
-    def __init__(self, conn: apsw.Connection, size_bytes: int) -> None:
-        self._set = conn.limit
-        self._size_bytes = size_bytes
-        self._usual_bytes = conn.limit(apsw.SQLITE_LIMIT_LENGTH)
-
-    def __enter__(self) -> None:
-        self._set(apsw.SQLITE_LIMIT_LENGTH, self._size_bytes)
-
-    def __exit__(self, *_: object) -> None:
-        self._set(apsw.SQLITE_LIMIT_LENGTH, self._usual_bytes)
 
 
 class SqliteReader:
@@ -108,8 +76,7 @@ class SqliteReader:
 
     __slots__ = (
         "_bounded", "_by_name", "_clock", "_conn", "_deadline", "_execute", "_list_sizes",
-        "_noted", "_pattern_key", "_plans", "_short_rows", "_short_rows_read_ns", "_slow",
-        "_views", "meter",
+        "_noted", "_run", "_views", "meter",
     )
 
     def __init__(
@@ -131,24 +98,19 @@ class SqliteReader:
         cache = CompiledCache()
         self._by_name = {e.name: EntityReads(e, cache) for e in manifest.entities}
         self._clock = clock or SystemClock()
-        self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
-        self._slow = SlowStatements()
-        self._plans = plans
-        self._noted: list[tuple[EntityReads, Query]] = []  # for `judge_plans`
+        self._noted = PendingQueries(plans)
         self._list_sizes = ListSizes(self._count_up_to, self._clock)
-        self._pattern_key = ""  # key in `_slow` of the patterns like that of the last statement
-        self._short_rows: dict[str, bool] = {}
-        self._short_rows_read_ns = 0
         self._conn = open_reader(path)
+        self._deadline = Deadline(self._clock, limits.READ_TIMEOUT_S)
         self.meter = Meter(self._deadline.is_over)  # of the patterns of this connection
         add_functions(self._conn, self.meter)
         try:
             self._views = DatetimeViews(self._conn, manifest.entities, self._clock)
         except apsw.Error as error:
             raise translate(error) from error
-        self._bounded = _Bounded(self._conn, limits.LIST_BYTES)
+        self._bounded = SizeLimit(self._conn, limits.LIST_BYTES)
         self._execute = self._conn.execute
-        self._conn.set_progress_handler(self._deadline.is_over, check_steps)
+        self._run = Statements(self._conn, self._clock, self._deadline, check_steps)
 
     def get(self, entity: str, row_id: str) -> bytes | None:
         sql = self._by_name.get(entity)
@@ -182,14 +144,10 @@ class SqliteReader:
     def within(self, timeout_s: float, read: Callable[[Reader], T]) -> T:
         """Run `read` on this reader with a shorter time limit, for all its statements together.
 
-        After a statement has passed the limit, the reader refuses it the next times at once
-        (`SlowStatements`).
-
         Raises:
             QueryTimeout: the time is over, or a statement is known to need more.
         """
-        self._pattern_key = ""
-        self._deadline.begin_group(timeout_s)
+        self._run.begin_group(timeout_s)
         try:
             return read(self)
         finally:
@@ -203,17 +161,10 @@ class SqliteReader:
             raise _unknown(entity)
         if field not in sql.entity.columns:
             raise unknown_column(sql.entity, field)
-        if field in sql.folds:
-            field, value = sql.folds[field], fold_case(value)
-        text = sql.lookups[field]
-        if field in sql.converted and isinstance(value, str):
-            value = value_of_text(sql.converted[field], value)
-        params: tuple[object, ...] = (value,)
-        if allowed is not TRUE:
-            text, params = sql.lookup_among(field, value, allowed)
+        select = sql.lookup(field, value, allowed)
         self._deadline.start_statement()
         try:
-            found: bytes | None = self._execute(text, params).get
+            found: bytes | None = self._execute(select.sql, select.params).get
         except apsw.Error as error:
             raise translate(error) from error
         return found
@@ -225,7 +176,7 @@ class SqliteReader:
         self, entity: str, query: Query, size_bytes: int
     ) -> tuple[list[bytes], bool]:
         limit = query.limit
-        bounded = _Bounded(self._conn, size_bytes)
+        bounded = SizeLimit(self._conn, size_bytes)
         while limit > 1:
             try:
                 rows = self._rows(entity, replace(query, limit=limit), bounded)
@@ -233,15 +184,15 @@ class SqliteReader:
                 limit //= _FEWER
                 continue
             return rows, len(rows) == limit
-        rows = self._rows(entity, replace(query, limit=1), _Bounded(self._conn, _ROW_BYTES))
+        rows = self._rows(entity, replace(query, limit=1), SizeLimit(self._conn, _ROW_BYTES))
         return rows, len(rows) == 1
 
-    def _rows(self, entity: str, query: Query, bounded: _Bounded) -> list[bytes]:
+    def _rows(self, entity: str, query: Query, bounded: SizeLimit) -> list[bytes]:
         if self._selects_nothing(entity, query.where):
             return []
         selected, params = self._selection(entity, query)
         with bounded:
-            joined: bytes | None = self._one(
+            joined: bytes | None = self._run.one(
                 f"SELECT CAST(group_concat(_j, char(30)) AS BLOB) FROM ({selected})", params
             )
         return [] if joined is None else joined.split(_SEPARATOR)
@@ -250,9 +201,9 @@ class SqliteReader:
         if self._selects_nothing(entity, query.where):
             return 0, b"[]"
         selected, params = self._selection(entity, query)
-        self._note(entity, query)
+        self._noted.add(entity, query)
         with self._bounded:
-            ((count, joined),) = self._all(
+            ((count, joined),) = self._run.all(
                 f"SELECT count(*), CAST(group_concat(_j) AS BLOB) FROM ({selected})", params
             )
         return count, b"[%b]" % (joined or b"")
@@ -269,7 +220,7 @@ class SqliteReader:
         ):
             select = selection(reads, query, looks_up=True)
         if self._deadline.in_group and select.cost:
-            self._refuse_long(entity, select)
+            self._run.refuse_long(entity, select)
         return select.sql, select.params
 
     def _selects_nothing(self, entity: str, where: Predicate) -> bool:
@@ -287,120 +238,87 @@ class SqliteReader:
     def count(self, entity: str, where: Predicate) -> int:
         if self._selects_nothing(entity, where):
             return 0
-        sql = self._sql(entity)
-        clause = sql.compile(where)
-        if self._deadline.in_group and clause.cost:
-            self._refuse_long(entity, clause)
-        found = self._one(f"SELECT count(*) FROM {sql.table} WHERE {clause.sql}", clause.params)
+        sql, clause = self._compile(entity, where)
+        found = self._run.one(f"SELECT count(*) FROM {sql.table} WHERE {clause.sql}", clause.params)
         return int(found)
 
     def has_row(self, entity: str, where: Predicate) -> bool:
         sql = self._sql(entity)
         clause = sql.compile(where)
-        return bool(self._one(f"{sql.has_row}{clause.sql})", clause.params))
+        return bool(self._run.one(f"{sql.has_row}{clause.sql})", clause.params))
 
     def count_within(self, entity: str, where: Predicate, max_rows: int) -> int:
         if self._selects_nothing(entity, where):
             return 0
-        sql = self._sql(entity)
-        clause = sql.compile(where)
-        if self._deadline.in_group and clause.cost:
-            self._refuse_long(entity, clause)
-        found = self._one(
-            f"SELECT count(*) FROM (SELECT 1 FROM {sql.table} WHERE {clause.sql} LIMIT ?)",
-            (*clause.params, max_rows),
-        )
-        return int(found)
+        reads, clause = self._compile(entity, where)
+        return self._count_up_to(reads.table, clause, max_rows)
 
     def facet_counts(
         self, entity: str, where: Predicate, fields: Sequence[str], most: int
     ) -> FacetCounts:
-        sql = self._sql(entity)
-        clause = sql.compile(where)
-        if self._deadline.in_group and clause.cost:
-            self._refuse_long(entity, clause)
+        sql, clause = self._compile(entity, where)
         select = facet_counts.statement(SQLITE, sql.table, clause, fields, most)
-        return facet_counts.fold(fields, sql.converters, self._all(select.sql, select.params))
+        return facet_counts.fold(fields, sql.converters, self._run.all(select.sql, select.params))
 
     def explain(self, entity: str, query: Query) -> QueryPlan:
         text, params = self._selection(entity, query)
-        return explain_select(self._all, entity, query, text, params)
-
-    def _note(self, entity: str, query: Query) -> None:
-        """Keep a query for `judge_plans`."""
-        if self._plans is not None and len(self._noted) < _NOTED:
-            self._noted.append((self._sql(entity), query))
+        return explain_select(self._run.all, entity, query, text, params)
 
     def judge_plans(self) -> None:
         """Judge the plans of the queries that this reader has run since the last call."""
-        noted, self._noted = self._noted, []
-        if self._plans is None:
-            return
-        for reads, query in noted:
-            if query.relevance is None and query.where is not FALSE:
-                select = selection(reads, query)
-                with suppress(PylonError):  # the query has its answer
-                    self._plans.judge(
-                        self._all, reads.entity.name, query, select.sql, select.params
-                    )
+        self._noted.judge(self._run.all, lambda entity, query: selection(self._sql(entity), query))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:
-            self._note(node.entity.name, Query(
+            self._noted.add(node.entity.name, Query(
                 node.where, limits.GRAPH_ROWS if node.limit is None else node.limit,
                 order=node.order, position=node.position, allowed=node.allowed,
             ))
             if self._deadline.in_group:
                 self._refuse_long_node(node, False)
-        if is_one_statement(nodes):
-            with self._bounded:
-                return graph_json(GRAPHS, self._all, self._compile_node, nodes)
 
         def read() -> bytes:
             with self._bounded:
-                return graph_json(GRAPHS, self._all, self._compile_node, nodes)
+                return graph_json(GRAPHS, self._run.all, self._compile_node, nodes)
 
-        return self.at_one_commit(read)
+        return read() if is_one_statement(nodes) else self.at_one_commit(read)
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
-        sql = self._sql(entity)
-        self._note(entity, Query(aggregate.where, 1))
-        clause = sql.compile(aggregate.where)
-        if self._deadline.in_group and clause.cost:
-            self._refuse_long(entity, clause)
-        return aggregate_rows(AGGREGATES, self._all, sql.entity, aggregate, clause)
+        self._noted.add(entity, Query(aggregate.where, 1))
+        sql, clause = self._compile(entity, aggregate.where)
+        return aggregate_rows(AGGREGATES, self._run.all, sql.entity, aggregate, clause)
 
     def head_seq(self) -> int:
-        return self._call(log.head_seq)
+        return self._run.call(log.head_seq)
 
     def oldest_seq(self) -> int:
-        return self._call(log.oldest_seq)
+        return self._run.call(log.oldest_seq)
 
     def events_after(self, seq: int, limit: int) -> list[ChangeEvent]:
-        return self._call(log.events_after, seq, limit)
+        return self._run.call(log.events_after, seq, limit)
 
     def events_of(
         self, entities: Collection[str], seq: int, limit: int
     ) -> list[ChangeEvent]:
-        return self._call(log.events_of, entities, seq, limit)
+        return self._run.call(log.events_of, entities, seq, limit)
 
     def newest_events(self, limit: int) -> list[ChangeEvent]:
-        return self._call(log.newest_events, limit)
+        return self._run.call(log.newest_events, limit)
 
     def void_ranges(self) -> list[tuple[int, int]]:
-        return self._call(log.void_ranges)
+        return self._run.call(log.void_ranges)
 
     def session(self, session_id: str) -> SessionRow | None:
-        return self._call(sessions.find, session_id)
+        return self._run.call(sessions.find, session_id)
 
     def shard(self, shard_id: str) -> StoredShard | None:
-        return self._call(shards.find, shard_id)
+        return self._run.call(shards.find, shard_id)
 
     def shards(self, limit: int) -> list[StoredShard]:
-        return self._call(shards.listed, limit)
+        return self._run.call(shards.listed, limit)
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
-        return self._call(sessions.ends, session_ids)
+        return self._run.call(sessions.ends, session_ids)
 
     def document(
         self, entity: str, row_id: str, where: Predicate | None = None
@@ -410,54 +328,42 @@ class SqliteReader:
                 return None
             return documents.stored_document(self._conn, entity, row_id)
 
-        return self.at_one_commit(read)
+        return self._run.at_one_commit(read)
 
     def document_updates(self, number: int, limit: int) -> list[DocumentUpdate]:
-        return self._call(documents.updates_after, number, limit)
+        return self._run.call(documents.updates_after, number, limit)
 
     def document_update(self, number: int) -> bytes | None:
-        return self._call(documents.update_data, number)
+        return self._run.call(documents.update_data, number)
 
     def document_number(self) -> int:
-        return self._call(documents.head_number)
+        return self._run.call(documents.head_number)
 
     def is_empty(self) -> bool:
         return all(
-            self._one(f"SELECT 1 FROM {sql.table} LIMIT 1", ()) is None
+            self._run.one(f"SELECT 1 FROM {sql.table} LIMIT 1", ()) is None
             for sql in self._by_name.values()
         )
 
     def data_version(self) -> int:
         # Connection.data_version() changes only after a statement has read the file, so an idle
         # connection would never see a commit.
-        return int(self._one("PRAGMA data_version", ()))
+        return int(self._run.one("PRAGMA data_version", ()))
 
     def at_one_commit(self, read: Callable[[], T]) -> T:
-        try:
-            self._deadline.start_statement()
-            self._conn.execute("BEGIN")
-            try:
-                return read()
-            finally:
-                # SQLite counts the steps of all runs of a kept statement, so it may call the
-                # progress handler in a COMMIT, too.
-                self._deadline.exempt_statement()
-                self._conn.execute("COMMIT")
-        except apsw.Error as error:
-            raise translate(error) from error
+        return self._run.at_one_commit(read)
 
     def close(self) -> None:
         self._conn.close()
+
+    def interrupt_late(self) -> None:
+        """Interrupt a statement that another thread runs on this reader, if its time is over."""
+        self._run.interrupt_late()
 
     def release_memory(self) -> None:
         """Free the page cache, and unmap the database file. The next reads fill and map them."""
         with suppress(apsw.Error):  # the next read reports what is wrong
             release_memory(self._conn)
-
-    def interrupt_late(self) -> None:
-        """Interrupt a statement that another thread runs on this reader, if its time is over."""
-        if self._deadline.is_over():
-            self._conn.interrupt()
 
     def _sql(self, entity: str) -> EntityReads:
         sql = self._by_name.get(entity)
@@ -471,70 +377,18 @@ class SqliteReader:
                 raise translate(error) from error
         return sql
 
-    def _one(self, sql: str, params: tuple[object, ...]) -> Any:
-        deadline = self._deadline
-        deadline.start_statement()
-        if deadline.in_group and self._slow.should_skip(sql):
-            raise QueryTimeout(_KNOWN_SLOW)
-        try:
-            return self._execute(sql, params).get
-        except apsw.Error as error:
-            raise self._failed(sql, error) from error
-
-    def _all(self, sql: str, params: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        deadline = self._deadline
-        deadline.start_statement()
-        if deadline.in_group and self._slow.should_skip(sql):
-            raise QueryTimeout(_KNOWN_SLOW)
-        try:
-            return self._execute(sql, params).fetchall()
-        except apsw.Error as error:
-            raise self._failed(sql, error) from error
-
-    def _call(self, read: Callable[[apsw.Connection, *Ts], T], *args: *Ts) -> T:
-        """Call a function on the connection. Return its result."""
-        self._deadline.start_statement()
-        try:
-            return read(self._conn, *args)
-        except apsw.Error as error:
-            raise translate(error) from error
-
-    def _failed(self, sql: str, error: apsw.Error) -> PylonError:
-        if self._deadline.in_group and isinstance(error, apsw.InterruptError):
-            self._slow.add(sql)
-            if self._pattern_key:  # similar patterns may be as slow
-                self._slow.add(self._pattern_key)
-        return translate(error)
-
-    def _refuse_long(self, entity: str, clause: SqlClause) -> None:
-        """Refuse to run a match or a pattern inline if it may be slow.
-
-        Raises:
-            QueryTimeout: a single step of the statement may take too long, or did so with
-                another pattern.
-        """
-        if clause.cost is Cost.MATCH:
-            raise QueryTimeout("a full-text match must run in a thread")
-        if not self._has_short_rows(entity):
-            raise QueryTimeout("a pattern may meet long texts")
-        self._pattern_key = _PATTERN + entity
-        if self._slow.should_skip(self._pattern_key):
-            raise QueryTimeout(_KNOWN_SLOW)
-
-    def _has_short_rows(self, entity: str) -> bool:
-        now_ns = self._clock.wall_ns()
-        if not 0 <= now_ns - self._short_rows_read_ns < _SHORT_ROWS_TTL_NS:
-            self._short_rows.clear()
-            self._short_rows_read_ns = now_ns
-        known = self._short_rows.get(entity)
-        if known is None:
-            known = self._short_rows[entity] = self._call(has_short_rows, entity)
-        return known
+    def _compile(self, entity: str, where: Predicate) -> tuple[EntityReads, SqlClause]:
+        """Return the reads of an entity and a condition, if it may be evaluated now."""
+        reads = self._sql(entity)
+        clause = reads.compile(where)
+        if self._deadline.in_group and clause.cost:
+            self._run.refuse_long(entity, clause)
+        return reads, clause
 
     def _refuse_long_node(self, node: GraphNode, is_led: bool) -> None:
         clause = self._compile_node(node, is_led)
         if clause.cost:
-            self._refuse_long(node.entity.name, clause)
+            self._run.refuse_long(node.entity.name, clause)
         for include in node.includes:
             self._refuse_long_node(include.node, True)
 
@@ -548,7 +402,7 @@ class SqliteReader:
     def _count_up_to(self, table: str, where: SqlClause, limit: int) -> int:
         """Count the rows of a table up to a number."""
         text = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {where.sql} LIMIT ?)"
-        return int(self._one(text, (*where.params, limit)))
+        return int(self._run.one(text, (*where.params, limit)))
 
 
 def _unknown(entity: str) -> EntityNotFound:

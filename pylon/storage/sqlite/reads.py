@@ -11,8 +11,8 @@ from typing import Final
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.conditions import guarded
-from pylon.query.operands import CONVERTED
-from pylon.query.predicate import Column, Compare, Literal, Predicate, Scalar
+from pylon.query.operands import CONVERTED, value_of_text
+from pylon.query.predicate import TRUE, Column, Compare, Literal, Predicate, Scalar
 from pylon.query.rows import Query
 from pylon.schema.columns import fold_column, fold_fields
 from pylon.storage.sql.clause import SqlClause
@@ -21,18 +21,19 @@ from pylon.storage.sql.page_sql import PageColumn, order_by, select_page, select
 from pylon.storage.sqlite.dialect import SQLITE
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.search import RELEVANCE, match_expression, relevant
+from pylon.values import fold_case
 from pylon.values.types import row_value_of
 
 _ROW: Final = PageColumn("_json", "_j")
 
 
 class EntityReads:
-    """The fixed SQL texts of one entity: `get`, `get_version` by id; `lookups` by each column.
+    """The fixed SQL texts of one entity: `get` and `get_version` by id, `has_row` by a condition.
     `compile` compiles a condition on its rows, `compile_rule` a read policy."""
 
     __slots__ = (
-        "_compile_lookup", "compile", "compile_rule", "converted", "converters", "entity", "folds",
-        "get", "get_version", "has_row", "lookups", "table",
+        "_compile_lookup", "_converted", "_folds", "_lookups", "compile", "compile_rule",
+        "converters", "entity", "get", "get_version", "has_row", "table",
     )
 
     def __init__(self, entity: Entity, cache: CompiledCache) -> None:
@@ -44,33 +45,37 @@ class EntityReads:
         )
         self.has_row = f"SELECT EXISTS (SELECT 1 FROM {self.table} WHERE "
         # An id is unique. Several rows may share a value of another field: take the first by id.
-        self.lookups = {
+        self._lookups = {
             name: f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {quote(name)} = ? "
             "ORDER BY id LIMIT 1"
             for name in (*entity.columns, *map(fold_column, fold_fields(entity)))
         }
-        self.folds = {field.name: fold_column(field) for field in fold_fields(entity)}
+        self._folds = {field.name: fold_column(field) for field in fold_fields(entity)}
         self.converters = {
             f.name: convert for f in entity.fields if (convert := row_value_of(f)) is not None
         }
-        self.converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
+        self._converted = {f.name: f for f in entity.fields if f.type in CONVERTED}
         compiler = PredicateCompiler(SQLITE, entity, cache)
         self.compile = compiler.compile
         self.compile_rule = compiler.compile_rule
         # Of look-ups only: no filter of a client names a fold column.
-        indexes = [Index(column, (column,), True) for column in self.folds.values()]
+        indexes = [Index(column, (column,), True) for column in self._folds.values()]
         self._compile_lookup = self.compile if not indexes else PredicateCompiler(
             SQLITE, replace(entity, indexes=(*entity.indexes, *indexes)), CompiledCache()
         ).compile
 
-    def lookup_among(
-        self, field: str, value: Scalar, allowed: Predicate
-    ) -> tuple[str, tuple[object, ...]]:
-        """Return a look-up among the rows that the caller may read, and its parameters."""
+    def lookup(self, field: str, value: Scalar, allowed: Predicate) -> SqlClause:
+        """Return the SELECT of the first row by id, among `allowed`, whose field has the value."""
+        if field in self._folds:
+            field, value = self._folds[field], fold_case(value)
+        elif field in self._converted and isinstance(value, str):
+            value = value_of_text(self._converted[field], value)
+        if allowed is TRUE:
+            return SqlClause(self._lookups[field], (value,))
         same = Compare("=", Column(field), Literal(value))
         where = self._compile_lookup(guarded(allowed, same))
         text = f"SELECT CAST(_json AS BLOB) FROM {self.table} WHERE {where.sql} ORDER BY id LIMIT 1"
-        return text, where.params
+        return SqlClause(text, where.params)
 
 
 def selection(reads: EntityReads, query: Query, looks_up: bool = False) -> SqlClause:
