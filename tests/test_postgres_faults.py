@@ -21,7 +21,7 @@ from pylon.clock import SystemClock
 from pylon.errors import StartDelayed, StartRefused
 from pylon.policy.rules import compile_rules
 from pylon.storage.ops import OpKey, PutSession
-from pylon.storage.postgres import connect, transaction
+from pylon.storage.postgres import batch, connect, failures
 from pylon.storage.postgres.engine import PostgresEngine
 from tests.support.postgres import PostgresServer, make_schema
 from tests.support.storage import MANIFEST, row_id, task, update
@@ -156,7 +156,7 @@ def test_commit_whose_answer_was_lost_is_acknowledged_once(
 def test_outcome_that_nobody_can_tell_is_said_to_be_unknown(
     writers: Writers, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "SETTLE_S", 1.0)
+    monkeypatch.setattr(failures, "SETTLE_S", 1.0)
     engine = open_through(proxy, writers.url)
     writers.apply(engine, task(9))
     proxy.loses_answers.set()
@@ -277,7 +277,7 @@ def test_frozen_holder_of_the_lock_is_ended(writers: Writers) -> None:
 def test_holder_that_is_no_writer_is_left_alone(
     writers: Writers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transaction, "LOCK_WAIT_S", 1.5)
+    monkeypatch.setattr(batch, "LOCK_WAIT_S", 1.5)
     other = psycopg.connect(writers.url, autocommit=True, application_name="psql")
     other.execute("BEGIN")
     other.execute("SELECT pg_advisory_xact_lock(%s)", (writers.key,))

@@ -78,7 +78,7 @@ class Rows(Protocol):
 class DocumentWrites:
     """All documents of a database, for its writer."""
 
-    __slots__ = ("_cache", "_clock", "_is_shared", "_may_have", "_related", "_rows",
+    __slots__ = ("_cache", "_clock", "_is_shared", "_may_have", "_related", "_rows", "_stored",
                  "_transaction")
 
     def __init__(
@@ -88,6 +88,7 @@ class DocumentWrites:
         """Read which rows have documents, and mark the entities that have any. With several writers
         any row may get one at any time."""
         self._transaction = transaction
+        self._stored = transaction.documents
         self._rows = rows
         self._related = TransactionRelated(transaction)
         self._clock = clock
@@ -102,7 +103,7 @@ class DocumentWrites:
         self._check_rules(entities.values())
 
     def _note_documents(self, entities: Mapping[str, EntityWrites]) -> None:
-        for key in self._transaction.document_keys():
+        for key in self._stored.document_keys():
             entity = entities.get(key[0])
             if entity is not None and entity.entity.crdt:
                 entity.has_documents = True
@@ -218,18 +219,18 @@ class DocumentWrites:
         """
         key, cached, data = change.key, change.cached, change.data
         if change.whole:
-            self._transaction.put_snapshot(key, data, journal.now_s)
+            self._stored.put_snapshot(key, data, journal.now_s)
             cached.snapshot_bytes, cached.pending, cached.pending_bytes = len(data), 0, 0
             if not self._is_shared:
                 self._may_have.add(key)
                 entity.has_documents = True
             if cached.unreadable or cached.view is not None:
                 # Keep no earlier update: it may contain content that was hidden at its time.
-                cached.number = self._transaction.append_update(key, _REREAD, seq, b"")
-                self._transaction.drop_updates_before(key, cached.number)
+                cached.number = self._stored.append_update(key, _REREAD, seq, b"")
+                self._stored.drop_updates_before(key, cached.number)
                 cached.unreadable = False
         else:
-            cached.number = self._transaction.append_update(key, cached.number, seq, data)
+            cached.number = self._stored.append_update(key, cached.number, seq, data)
             cached.pending += 1
             cached.pending_bytes += len(data)
         if cached.view is not None:
@@ -254,16 +255,16 @@ class DocumentWrites:
         """Drop the document of a deleted row."""
         key = (entity, row_id)
         if (
-            self._transaction.document_number(key) is not None if self._is_shared
+            self._stored.document_number(key) is not None if self._is_shared
             else key in self._may_have
         ):
             self._cache.drop(key)
-            self._transaction.drop_document(key)
+            self._stored.drop_document(key)
 
     def drop_all(self, entity: str) -> None:
         """Drop the documents of an entity whose rows were all deleted."""
         self._cache.drop_entity(entity)
-        self._transaction.drop_documents(entity)
+        self._stored.drop_documents(entity)
 
     def commit(self) -> None:
         """Note that the transaction is committed."""
@@ -275,27 +276,27 @@ class DocumentWrites:
 
     def _check_rules(self, entities: Iterable[EntityWrites]) -> None:
         """Mark the readers of documents as unknown if their entity has another read policy now."""
-        store = self._transaction
+        transaction = self._transaction
         key_of = "document_rules:{}".format
-        changed = [e for e in entities if store.get_fact(key_of(e.name)) != e.rules.read_text]
+        changed = [e for e in entities if transaction.get_fact(key_of(e.name)) != e.rules.read_text]
         if not changed:
             return
-        store.begin_step()
+        transaction.begin_step()
         try:
             for entity in changed:
-                if store.get_fact(key_of(entity.name)) is not None:
-                    store.forget_views(entity.name, UNKNOWN)
-                store.put_fact(key_of(entity.name), entity.rules.read_text)
-            store.commit()
+                if transaction.get_fact(key_of(entity.name)) is not None:
+                    self._stored.forget_views(entity.name, UNKNOWN)
+                transaction.put_fact(key_of(entity.name), entity.rules.read_text)
+            transaction.commit()
         finally:
-            store.roll_back()
+            transaction.roll_back()
 
     def _put_view(self, key: DocumentKey, view: DocumentView, facts_before: str) -> None:
         """Store a view: the readers of a document's row from now on.
 
         With the first view it also stores the readers before it.
         """
-        store = self._transaction
+        store = self._stored
         last, count = store.last_view(key)
         if last is None:
             store.put_view(key, 0, DocumentView(b"", b"", facts_before))
@@ -326,7 +327,7 @@ class DocumentWrites:
         """Return the row's document, with the row's values; None if it has none."""
         cached = self._cache.find(key)
         if self._is_shared:
-            number = self._transaction.document_number(key)
+            number = self._stored.document_number(key)
             if cached is not None and (
                 cached.number != number or not (number or self._cache.is_touched(key))
             ):
@@ -338,7 +339,7 @@ class DocumentWrites:
             return cached
         if not self._is_shared and key not in self._may_have:
             return None
-        stored = self._transaction.find_document(key)
+        stored = self._stored.find_document(key)
         if stored is None:
             return None
         try:
@@ -394,8 +395,8 @@ class DocumentWrites:
             # The updates stay. The next use reads them, and makes a new document if that fails.
             _log.error("document.not_folded", entity=key[0], row_id=key[1], error=error.message)
             return
-        self._transaction.put_snapshot(key, snapshot, now_s)
-        self._transaction.drop_updates_before(key, cached.number)
+        self._stored.put_snapshot(key, snapshot, now_s)
+        self._stored.drop_updates_before(key, cached.number)
         cached.snapshot_bytes, cached.pending, cached.pending_bytes = len(snapshot), 0, 0
 
 

@@ -110,7 +110,7 @@ class BatchEngine:
         self._asked = rules.asked_by_readers
         self._is_run_ended = False
         self._problem: BatchRefusal | None = None
-        self.head = transaction.head_seq()
+        self.head = transaction.log.head_seq()
         self._handlers: dict[type, Handler] = {
             InsertRow: execute_once(transaction, rows.insert),
             UpdateRow: execute_once(transaction, rows.update),
@@ -155,7 +155,7 @@ class BatchEngine:
                 continue
             except ForeignWriterError as error:
                 # The log has events of another program. Continue above them.
-                self.head = self._transaction.head_seq()
+                self.head = self._transaction.log.head_seq()
                 cause = error.__cause__
                 return self._refuse(
                     requests, cause if isinstance(cause, Exception) else error, started_s
@@ -258,7 +258,7 @@ class BatchEngine:
                     return None
             if self._is_run_ended and journal.seq > self.head:
                 transaction.resume_run()
-            journal.write(transaction)
+            journal.write(transaction.log)
             shift = transaction.commit()
         finally:
             if transaction.roll_back():
@@ -362,22 +362,22 @@ class BatchEngine:
         journal.undo_step()
 
     def _put_session(self, request_id: int, op: PutSession, _: Journal) -> WriteReply:
-        put_session(self._transaction, op)
+        put_session(self._transaction.sessions, op)
         return WriteReply(request_id, count=1)
 
     def _drop_session(self, request_id: int, op: DropSession, _: Journal) -> WriteReply:
-        return WriteReply(request_id, count=self._transaction.drop_session(op.session_id))
+        return WriteReply(request_id, count=self._transaction.sessions.drop_session(op.session_id))
 
     def _put_shard(self, request_id: int, op: PutShard, journal: Journal) -> WriteReply:
-        self._transaction.put_shard(op.shard_id, op.tick, op.data, journal.now_s)
+        self._transaction.shards.put_shard(op.shard_id, op.tick, op.data, journal.now_s)
         return WriteReply(request_id, count=1)
 
     def _place_shard(self, request_id: int, op: MoveShard, journal: Journal) -> WriteReply:
-        self._transaction.place_shard(op.shard_id, op.home, journal.now_s)
+        self._transaction.shards.place_shard(op.shard_id, op.home, journal.now_s)
         return WriteReply(request_id, count=1)
 
     def _drop_shard(self, request_id: int, op: DropShard, _: Journal) -> WriteReply:
-        return WriteReply(request_id, count=self._transaction.drop_shard(op.shard_id))
+        return WriteReply(request_id, count=self._transaction.shards.drop_shard(op.shard_id))
 
 
 def _shift_reply(reply: WriteReply, by: int) -> WriteReply:

@@ -51,7 +51,7 @@ def find_replay(
     Raises:
         IdempotencyKeyReused: another request used the key.
     """
-    done = journal.find_op(transaction, key)
+    done = journal.find_op(transaction.log, key)
     if done is None:
         return None
     seq, row_id, digest = done

@@ -1,7 +1,8 @@
 """Row transaction: the primitive operations that a backend implements for `pylon.storage.core`.
 
 A transaction object belongs to one writer, which uses it for every batch: `begin`, operations,
-`commit`; or `roll_back` at any time. `table(...)` returns the rows of one entity.
+`commit`; or `roll_back` at any time. `table(...)` returns the rows of one entity; the change log,
+the documents, the sessions and the shards are parts of it.
 
 A database may have one writer or several. With several, `begin` does not lock the others out: it
 gives *provisional* seqs, from `PROVISIONAL_SEQ` on, and `commit` returns what they became. A
@@ -153,10 +154,6 @@ class RowTable(Protocol):
 class DocumentRows(Protocol):
     """The stored documents of rows. The updates of all documents share one sequence of numbers."""
 
-    @property
-    def shares_documents(self) -> bool:
-        """Whether other writers change documents, too."""
-
     def document_number(self, key: DocumentKey) -> int | None:
         """Return the number of the newest update of a row's document (0: it has none); None if
         there is no document."""
@@ -275,12 +272,28 @@ class MaintenanceRows(Protocol):
         """
 
 
-class RowTransaction(DocumentRows, SessionRows, ShardRows, LogRows, Protocol):
+class RowTransaction(Protocol):
     """See the module. `store_failures`: exceptions by which the database reports that it fails.
     `errors`: all exceptions of its driver, these included. `position`: the engine sets it to the
-    position of the request that it executes."""
+    position of the request that it executes. The other attributes are its parts."""
 
     position: int
+
+    @property
+    def log(self) -> LogRows: ...
+
+    @property
+    def documents(self) -> DocumentRows: ...
+
+    @property
+    def sessions(self) -> SessionRows: ...
+
+    @property
+    def shards(self) -> ShardRows: ...
+
+    @property
+    def shares_documents(self) -> bool:
+        """Whether other writers change documents, too."""
 
     @property
     def store_failures(self) -> tuple[type[Exception], ...]: ...

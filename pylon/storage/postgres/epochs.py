@@ -20,7 +20,7 @@ import psycopg
 from pylon.clock import Clock
 from pylon.log import get_logger
 from pylon.storage.postgres import meta
-from pylon.storage.postgres.log import HEAD, SET
+from pylon.storage.postgres.sequences import HEAD, SET
 from pylon.storage.postgres.wire import Session
 
 HISTORY: Final = "history_id"  # the key of `_pylon_meta`

@@ -2,13 +2,13 @@
 
 A statement keeps the position of the request that it belongs to, so that a refusal of the database
 finds its request. Seqs are provisional until the flush: `$1` of a statement with a seq is its
-distance from the last seq of the batch (see `log`). Consecutive inserts of one shape become
+distance from the last seq of the batch (see `sequences`). Consecutive inserts of one shape become
 statements with several rows.
 
 PERF: a statement of its own costs the server 6 us and this process 5; one of 32 rows 2 and 1 each.
 Only sizes of powers of two are used, so that a table has few prepared statements.
 
-Called by `transaction`.
+Called by `batch`, `failures` and `transaction`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ NO_SEQ: Final = -1  # of a statement without a seq
 NO_REQUEST: Final = -1  # the position of what belongs to the batch as a whole
 ROWS_MAX: Final = 32
 _PARAMETERS_MAX: Final = 8_192  # of one statement; the protocol takes 65,535
-
 
 
 class RefusalSource(Protocol):

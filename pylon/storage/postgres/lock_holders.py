@@ -6,7 +6,7 @@ looks at its holder about once a second. A holder that is another node's writer,
 client, and has done nothing for `FROZEN_S`, is ended with `pg_terminate_backend`. Its node finds
 out what became of its batch as after any lost connection.
 
-Called by `transaction`, outside of a transaction.
+Called by `writer_session`, outside of a transaction.
 """
 
 from __future__ import annotations

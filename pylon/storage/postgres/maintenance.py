@@ -22,7 +22,7 @@ from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError, StoreUnavailable, WriterUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.log_size import LogSize
-from pylon.storage.postgres import log, sessions
+from pylon.storage.postgres import sequences, sessions
 from pylon.storage.postgres.channels import payload
 from pylon.storage.postgres.connect import (
     Limits,
@@ -104,7 +104,7 @@ class PostgresMaintenance:
             results = session.pipeline([
                 ("BEGIN", ()), (LOCK, (self._writer.key,)),
                 (sessions.DROP_ALL, (ids, sessions.ENDED, now_s)),
-                (log.NOTIFY, (
+                (sequences.NOTIFY, (
                     self._writer.channel, payload(0, self._writer_id, sessions=True)
                 )),
                 ("COMMIT", ()),
@@ -168,7 +168,7 @@ class PostgresMaintenance:
         def measure(session: BlockingSession) -> LogFacts:
             oldest, head = (
                 int(result.get_value(0, 0) or 0)
-                for result in session.pipeline([(_OLDEST, ()), (log.HEAD, ())])
+                for result in session.pipeline([(_OLDEST, ()), (sequences.HEAD, ())])
             )
 
             def read(seq: int, limit: int) -> list[tuple[int, int]]:

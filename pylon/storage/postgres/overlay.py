@@ -5,7 +5,7 @@ A value that a map has is true for this transaction; a missing one is unknown, a
 it still holds.
 
 Invariant: after `undo` the maps are as they were at `mark`. Bound: the rows of one batch. Made and
-emptied by `transaction`; `table` reads and changes it.
+emptied by `batch`; `table` and the other parts of the transaction read and change it.
 """
 
 from __future__ import annotations

@@ -76,6 +76,16 @@ def encode_array(items: Sequence[Item]) -> bytes:
     return b"{" + b",".join([_quote_item(item) for item in items]) + b"}"
 
 
+def is_sendable(text: object) -> bool:
+    """Whether the server takes a value as a text."""
+    if type(text) is not str or "\0" in text:
+        return False
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def bytea_text(value: bytes) -> str:
     """Return the text of a `bytea`, for an array of them."""
     return "\\x" + value.hex()

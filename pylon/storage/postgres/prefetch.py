@@ -9,7 +9,7 @@ Called by `transaction` at the beginning of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -17,7 +17,8 @@ from psycopg.pq.abc import PGresult
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
-from pylon.policy.entity_rules import EntityRules
+from pylon.manifest.references import Reference
+from pylon.policy.entity_rules import Action, EntityRules
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.query.predicate import FALSE
 from pylon.storage.core.transaction import DocumentKey, OpName
@@ -33,9 +34,10 @@ from pylon.storage.ops import (
     UpdateRow,
     WriteRequest,
 )
-from pylon.storage.postgres import documents, op_ids, sessions
+from pylon.storage.postgres import documents, log, sessions
 from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.overlay import Check, Overlay
+from pylon.storage.postgres.parameters import is_sendable
 from pylon.storage.postgres.table import PostgresTable
 from pylon.storage.postgres.unique_keys import UniqueKey, Values
 from pylon.storage.postgres.wire import Statement
@@ -43,6 +45,9 @@ from pylon.storage.postgres.wire import Statement
 Take = Callable[[PGresult], None]
 # Operations that read what only the lock makes certain.
 _LOCKED: Final = frozenset({OpenDocument, PushDocument, ResetRows})
+_OP_BY_ACTION: Final[dict[Action, type]] = {
+    "insert": InsertRow, "update": UpdateRow, "delete": DeleteRow
+}
 
 
 class EntityReads:
@@ -54,14 +59,26 @@ class EntityReads:
 
     def __init__(
         self, entity: Entity, table: PostgresTable, rules: EntityRules,
-        parents: Mapping[str, tuple[int, str]], locks: frozenset[type],
+        references: Iterable[Reference],
     ) -> None:
+        """Args: `references`: all that are checked."""
         self.table = table
         self.rules = rules
         self.has_documents = entity.crdt
-        self.parents = parents
-        self.locks = locks
-        self.is_plain = not (parents or table.uniques or InsertRow in locks)
+        self.parents: dict[str, tuple[int, str]] = {}
+        self.locks: set[type] = set()
+        places = {field.name: place for place, field in enumerate(entity.fields)}
+        for reference in references:
+            if reference.entity == entity.name:
+                self.parents[reference.field] = places[reference.field], reference.target
+            if reference.target == entity.name:
+                self.locks.add(DeleteRow)
+        if rules.checks["read"]:
+            self.locks |= {UpdateRow, DeleteRow}
+        for action, op in _OP_BY_ACTION.items():
+            if rules.checks[action]:
+                self.locks.add(op)
+        self.is_plain = not (self.parents or table.uniques or InsertRow in self.locks)
 
 
 class _Recorder:
@@ -232,7 +249,7 @@ class Prefetch:
         if self._ops:
             names = list(self._ops)
             found.append((
-                (op_ids.FIND, ([name[0] for name in names], [name[1] for name in names])),
+                (log.FIND_OPS, ([name[0] for name in names], [name[1] for name in names])),
                 _take_ops(overlay, names),
             ))
         for unique, asked in self._owners.items():
@@ -252,16 +269,6 @@ def _inserts(requests: Sequence[WriteRequest]) -> Iterator[InsertRow]:
     for request in requests:
         ops = request.op.ops if isinstance(request.op, Transact) else (request.op,)
         yield from (op for op in ops if isinstance(op, InsertRow))
-
-
-def is_sendable(text: object) -> bool:
-    """Whether the server takes a value as a text."""
-    if type(text) is not str or "\0" in text:
-        return False
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _take_rows(overlay: Overlay, name: str, ids: list[str], *, locked: bool) -> Take:

@@ -36,9 +36,9 @@ from pylon.storage.postgres.aggregate import aggregates_of, value_decoder
 from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.graph import graphs_of
-from pylon.storage.postgres.log import HEAD
 from pylon.storage.postgres.parameters import bytea_of
 from pylon.storage.postgres.reads import EntityReads, bounded, counted
+from pylon.storage.postgres.sequences import HEAD
 from pylon.storage.postgres.system_reads import rows_of, text_of
 from pylon.storage.postgres.wire import BlockingSession, Session
 from pylon.storage.records import (

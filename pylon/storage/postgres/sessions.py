@@ -1,34 +1,38 @@
 """Sessions of the writer: the statements on `_pylon_auth_sessions` and `_pylon_unused_guests`.
 
 Each change also leaves a line in `_pylon_marks`, numbered in commit order, by which the other nodes
-learn of it. The rules of sessions are in `pylon.storage.core.sessions`. Called by `transaction` and
-`maintenance`, under the writers' lock.
+learn of it. The rules of sessions are in `pylon.storage.core.sessions`. The rows are
+`pylon.storage.core.transaction.SessionRows`. Made by `transaction`; `maintenance` shares the
+statements, under the writers' lock.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from pylon.clock import NS_PER_S, Clock
+from pylon.storage.postgres.batch import Batch
 from pylon.storage.postgres.names import MARK_SEQUENCE
+from pylon.storage.records import SessionRow
 
-MADE: Final = "session_made"
+_MADE: Final = "session_made"
 ENDED: Final = "session_ended"
 
-PUT: Final = (
+_PUT: Final = (
     "INSERT INTO _pylon_auth_sessions "
     "(session_id, user_id, is_guest, created_at, expires_at, device, tenant_id) "
     "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (session_id) DO UPDATE SET "
     "user_id = excluded.user_id, is_guest = excluded.is_guest, created_at = excluded.created_at, "
     "expires_at = excluded.expires_at, device = excluded.device, tenant_id = excluded.tenant_id"
 )
-PUT_UNUSED: Final = (
+_PUT_UNUSED: Final = (
     "INSERT INTO _pylon_unused_guests (session_id, created_at) VALUES ($1, $2) "
     "ON CONFLICT (session_id) DO UPDATE SET created_at = excluded.created_at"
 )
-DROP: Final = "DELETE FROM _pylon_auth_sessions WHERE session_id = $1"
-DROP_UNUSED: Final = "DELETE FROM _pylon_unused_guests WHERE session_id = $1"
+_DROP: Final = "DELETE FROM _pylon_auth_sessions WHERE session_id = $1"
+_DROP_UNUSED: Final = "DELETE FROM _pylon_unused_guests WHERE session_id = $1"
 KNOWN: Final = "SELECT session_id FROM _pylon_auth_sessions WHERE session_id = ANY($1::text[])"
-MARK: Final = (
+_MARK: Final = (
     "INSERT INTO _pylon_marks (number, kind, key, at) "
     f"VALUES (nextval('{MARK_SEQUENCE}'), $1, $2, $3)"
 )
@@ -49,3 +53,41 @@ UNUSED: Final = (
     "SELECT session_id FROM _pylon_unused_guests WHERE created_at < $1 ORDER BY created_at LIMIT $2"
 )
 COUNT_BY_KIND: Final = "SELECT is_guest, count(*) FROM _pylon_auth_sessions GROUP BY is_guest"
+
+
+class PostgresSessions:
+    """See the module."""
+
+    __slots__ = ("_batch", "_clock")
+
+    def __init__(self, batch: Batch, clock: Clock) -> None:
+        self._batch = batch
+        self._clock = clock
+
+    def put_session(self, session: SessionRow) -> None:
+        """See `SessionRows`."""
+        batch, session_id = self._batch, session.session_id
+        batch.gather(_PUT, (
+            session_id, session.user_id, session.is_guest, session.created_at_s,
+            session.expires_at_s, session.device, session.tenant_id,
+        ))
+        if session.is_unused:
+            batch.gather(_PUT_UNUSED, (session_id, session.created_at_s))
+        self._mark(_MADE, session_id)
+        batch.overlay.put(batch.overlay.sessions, session_id, True)
+
+    def drop_session(self, session_id: str) -> int:
+        """See `SessionRows`."""
+        batch = self._batch
+        known = batch.overlay.sessions.get(session_id)
+        if known is None:
+            known = bool(batch.read(KNOWN, ([session_id],)).ntuples)
+        batch.gather(_DROP_UNUSED, (session_id,))
+        batch.gather(_DROP, (session_id,))
+        self._mark(ENDED, session_id)
+        batch.overlay.put(batch.overlay.sessions, session_id, False)
+        return int(known)
+
+    def _mark(self, kind: str, session_id: str) -> None:
+        self._batch.gather(_MARK, (kind, session_id, self._clock.wall_ns() // NS_PER_S))
+        self._batch.changes_sessions = True

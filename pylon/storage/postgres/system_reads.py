@@ -13,8 +13,8 @@ from psycopg.pq.abc import PGresult
 
 from pylon import limits
 from pylon.storage.events import ChangeEvent, Kind
-from pylon.storage.postgres.log import HEAD_OF
 from pylon.storage.postgres.parameters import bytea_of
+from pylon.storage.postgres.sequences import HEAD_OF
 from pylon.storage.records import (
     DocumentUpdate,
     DocumentView,

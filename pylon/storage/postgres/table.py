@@ -10,7 +10,7 @@ Invariant: a primitive that raises has gathered nothing. Made by `transaction`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 import psycopg
@@ -23,17 +23,15 @@ from pylon.query.words import text_fields
 from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fields
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.transaction import ConstraintFailed, OutdatedError
+from pylon.storage.postgres.batch import Batch
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
 from pylon.storage.postgres.flush import NO_SEQ, Gathered, InsertShape
-from pylon.storage.postgres.log import SEQ
 from pylon.storage.postgres.names import WORDS_COLUMN, quote
 from pylon.storage.postgres.parameters import encode_parameters
+from pylon.storage.postgres.sequences import SEQ
 from pylon.storage.postgres.unique_keys import UniqueKey, Values, unique_keys
 from pylon.storage.postgres.word_vector import vector_of
 from pylon.values import EntityCodec, fold_case
-
-if TYPE_CHECKING:
-    from pylon.storage.postgres.transaction import PostgresTransaction
 
 _UPDATE_TEXTS: Final = 256  # cached field combinations for each entity
 _UNKNOWN: Final = object()
@@ -54,14 +52,14 @@ class PostgresTable:
     """See the module. `uniques`: its unique keys without that of `id`. `name`: of the entity."""
 
     __slots__ = (
-        "_codec", "_delete", "_entity", "_errors", "_fill", "_find", "_find_judged", "_folded",
-        "_folds", "_has_words", "_indexed", "_judged", "_overlay", "_places", "_reads_rows",
-        "_required", "_shape", "_table", "_transaction", "_updates", "name", "select_small",
+        "_batch", "_codec", "_delete", "_entity", "_errors", "_fill", "_find", "_find_judged",
+        "_folded", "_folds", "_has_words", "_indexed", "_judged", "_overlay", "_places",
+        "_reads_rows", "_required", "_shape", "_table", "_updates", "name", "select_small",
         "uniques",
     )
 
     def __init__(
-        self, transaction: PostgresTransaction, entity: Entity, rules: EntityRules,
+        self, batch: Batch, entity: Entity, rules: EntityRules,
         retained: Mapping[str, object], indexed: Sequence[Sequence[str]],
     ) -> None:
         """
@@ -69,8 +67,8 @@ class PostgresTable:
             retained: columns that the manifest no longer names but that want a value.
             indexed: the fields of each index.
         """
-        self._transaction = transaction
-        self._overlay = transaction.overlay
+        self._batch = batch
+        self._overlay = batch.overlay
         self._entity = entity
         self.name = entity.name
         self._codec = EntityCodec(entity)
@@ -124,7 +122,7 @@ class PostgresTable:
             return None
         if known is not _UNKNOWN and known[0] is not None:
             return known  # type: ignore[no-any-return]
-        found = self._transaction.read(self._find, (row_id,))
+        found = self._batch.read(self._find, (row_id,))
         if not found.ntuples:
             if known is not _UNKNOWN:
                 raise OutdatedError(f"{self.name}/{row_id}")
@@ -133,7 +131,7 @@ class PostgresTable:
         row = (found.get_value(0, 0) or b"", _version(found.get_value(0, 1)))
         if known is not _UNKNOWN and known[1] != row[1]:
             raise OutdatedError(f"{self.name}/{row_id}")
-        self._transaction.note_read(key, row)
+        self._batch.note_read(key, row)
         return row
 
     def find_small(self, row_id: str) -> tuple[bytes | None, int | None] | None:
@@ -157,7 +155,7 @@ class PostgresTable:
         elif key in overlay.exists:
             exists = overlay.exists[key]
         else:
-            found = self._transaction.read(f"SELECT 1 FROM {self._table} WHERE id = $1", (row_id,))
+            found = self._batch.read(f"SELECT 1 FROM {self._table} WHERE id = $1", (row_id,))
             exists = overlay.exists[key] = bool(found.ntuples)
         if exists:
             overlay.parents[key] = None
@@ -165,7 +163,7 @@ class PostgresTable:
 
     def find_referring(self, field: str, row_id: str, limit: int) -> list[str]:
         """See `RowTable`."""
-        found = self._transaction.scan(
+        found = self._batch.scan(
             f"SELECT id FROM {self._table} WHERE {quote(field)} = $1 LIMIT $2", (row_id, limit)
         )
         return [(found.get_value(n, 0) or b"").decode() for n in range(found.ntuples)]
@@ -176,7 +174,7 @@ class PostgresTable:
         if known is not None and known[0] is not None:
             row = orjson.loads(known[0])
             return len(known[0]), {name: row.get(name) for name in self._judged}
-        found = self._transaction.read(self._find_judged, (row_id,))
+        found = self._batch.read(self._find_judged, (row_id,))
         if not found.ntuples:
             raise OutdatedError(f"{self.name}/{row_id}")
         size, *values = (found.get_value(0, n) for n in range(1 + len(self._judged)))
@@ -230,9 +228,9 @@ class PostgresTable:
             key not in overlay.rows and overlay.exists.get(key)
         ):
             raise ConstraintFailed("unique", _ID)
-        transaction = self._transaction
-        transaction.gathered.append(Gathered(
-            "", parameters, transaction.position, seq, self._shape, self, row_json
+        batch = self._batch
+        batch.gathered.append(Gathered(
+            "", parameters, batch.position, seq, self._shape, self, row_json
         ))
         for owner in owned:
             overlay.put(overlay.owners, owner, row_id)
@@ -271,9 +269,9 @@ class PostgresTable:
             self._refuse_nul(parameters)
         if self._has_words:
             parameters.append(vector_of(self._entity, row))
-        self._transaction.gathered.append(Gathered(
+        self._batch.gathered.append(Gathered(
             self._updates.get(fields) or self._update_text(fields), parameters,
-            self._transaction.position, seq, None, self, row_json,
+            self._batch.position, seq, None, self, row_json,
         ))
         for unique, old, new in changes:
             if old is not None:
@@ -293,8 +291,8 @@ class PostgresTable:
                 (unique, values) for unique in self.uniques
                 if row and (values := unique.values_of(row)) is not None
             ]
-        self._transaction.gathered.append(Gathered(
-            self._delete, [row_id.encode()], self._transaction.position, NO_SEQ, None, self
+        self._batch.gathered.append(Gathered(
+            self._delete, [row_id.encode()], self._batch.position, NO_SEQ, None, self
         ))
         for owner in freed:
             overlay.put(overlay.owners, owner, None)
@@ -302,16 +300,16 @@ class PostgresTable:
 
     def take_all(self) -> list[tuple[str, bytes, int | None]]:
         """See `RowTable`."""
-        found = self._transaction.scan(
+        found = self._batch.scan(
             f"SELECT id, {JSON_COLUMN}, {SEQ_COLUMN} FROM {self._table} ORDER BY id", ()
         )
         rows = [
             ((found.get_value(n, 0) or b"").decode(), found.get_value(n, 1) or b"",
-             self._transaction.version_now(_version(found.get_value(n, 2))))
+             self._batch.version_now(_version(found.get_value(n, 2))))
             for n in range(found.ntuples)
         ]
-        self._transaction.gathered.append(Gathered(
-            f"DELETE FROM {self._table}", [], self._transaction.position, NO_SEQ, None, self
+        self._batch.gathered.append(Gathered(
+            f"DELETE FROM {self._table}", [], self._batch.position, NO_SEQ, None, self
         ))
         overlay = self._overlay
         for row_id, _, _ in rows:
@@ -358,7 +356,7 @@ class PostgresTable:
             raise ConstraintFailed("unique", unique.fields)
 
     def _read_owner(self, unique: UniqueKey, values: Values) -> str | None:
-        found = self._transaction.read(unique.find, values)
+        found = self._batch.read(unique.find, values)
         for n in range(found.ntuples):
             if unique.where is None or unique.where(orjson.loads(found.get_value(n, 1) or b"{}")):
                 owner = (found.get_value(n, 0) or b"").decode()

@@ -165,6 +165,14 @@ class WriterSession:
             raise error
         self.holders.look(session)
 
+    def roll_back(self, session: BlockingSession) -> None:
+        """Roll back what a connection has open. One that fails is lost."""
+        if not session.is_broken and session.is_in_transaction:
+            try:
+                session.execute("ROLLBACK")
+            except psycopg.Error as error:
+                self.lose(error)
+
     def close(self) -> None:
         """Close the connection. Idempotent."""
         if self._session is not None:

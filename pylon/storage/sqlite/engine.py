@@ -76,11 +76,11 @@ class SqliteEngine:
             epochs.begin_run(conn, durability, boot, clock)
             pragmas.set_durability(conn, durability)
             transaction = SqliteTransaction(conn, clock, prepared.retained_columns)
-            retention = Retention(transaction)
+            retention = Retention(transaction.maintenance)
             batches = BatchEngine(transaction, manifest, rules, clock, row_max_bytes, retention)
             turns = TurnLock()
             maintenance = SqliteMaintenance(
-                conn, batches, transaction, retention, turns, manifest, clock
+                conn, batches, transaction.maintenance, retention, turns, manifest, clock
             )
             return cls(conn, batches, turns, maintenance)
         except apsw.Error as error:

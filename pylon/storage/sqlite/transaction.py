@@ -45,7 +45,8 @@ _DRIVER_ERRORS: Final = (apsw.Error,)
 
 
 class SqliteTransaction:
-    """See the module."""
+    """See the module. `maintenance`: the scans of upkeep, in a transaction of the same connection.
+    """
 
     def __init__(
         self, conn: apsw.Connection, clock: Clock,
@@ -63,6 +64,11 @@ class SqliteTransaction:
         self._compilers: dict[str, PredicateCompiler] = {}
         self._unconverted: dict[str, Entity] = {}  # with datetimes in other notations
         self._file = FileWatch(conn.filename, clock)
+        self.log = _Log(conn)
+        self.documents = _Documents(conn)
+        self.sessions = _Sessions(conn)
+        self.shards = _Shards(conn)
+        self.maintenance = _Maintenance(conn)
         self.position = 0  # never read: a primitive fails at once, or not at all
         self.shares_documents = False
         self.store_failures: tuple[type[Exception], ...] = STORE_FAILURES
@@ -152,7 +158,15 @@ class SqliteTransaction:
         problem = self._file.find_problem()
         return None if problem is None else BatchRefusal(*problem)
 
-    # --- The change log ------------------------------------------------------------------------
+
+class _Log:
+    """`pylon.storage.core.transaction.LogRows`."""
+
+    __slots__ = ("_conn", "_execute")
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
+        self._execute = conn.cursor().execute
 
     def head_seq(self) -> int:
         """See `LogRows`."""
@@ -174,27 +188,14 @@ class SqliteTransaction:
         """See `LogRows`."""
         op_ids.put(self._conn, ops, now_s)
 
-    def count_events(self) -> int:
-        """See `LogRows`."""
-        return log.count(self._conn)
 
-    def oldest_events(self, limit: int) -> list[LoggedEvent]:
-        """See `LogRows`."""
-        return log.oldest(self._conn, limit)
+class _Documents:
+    """`pylon.storage.core.transaction.DocumentRows`."""
 
-    def drop_events(self, to_seq: int) -> int:
-        """See `LogRows`."""
-        return log.drop(self._conn, to_seq)
+    __slots__ = ("_conn",)
 
-    def count_ops(self) -> int:
-        """See `LogRows`."""
-        return op_ids.count(self._conn)
-
-    def drop_ops(self, limit: int, older_than_s: int, old_seq: int) -> int:
-        """See `LogRows`."""
-        return op_ids.drop(self._conn, limit, older_than_s, old_seq)
-
-    # --- Documents -----------------------------------------------------------------------------
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
 
     def document_number(self, key: DocumentKey) -> int | None:
         """See `DocumentRows`."""
@@ -245,7 +246,14 @@ class SqliteTransaction:
         """See `DocumentRows`."""
         documents.drop_entity(self._conn, entity)
 
-    # --- Sessions and shards -------------------------------------------------------------------
+
+class _Sessions:
+    """`pylon.storage.core.transaction.SessionRows`."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
 
     def put_session(self, session: SessionRow) -> None:
         """See `SessionRows`."""
@@ -255,17 +263,14 @@ class SqliteTransaction:
         """See `SessionRows`."""
         return sessions.drop(self._conn, session_id)
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
-        """See `SessionRows`."""
-        return sessions.mark_used(self._conn, session_ids)
 
-    def expired_sessions(self, now_s: int, limit: int) -> list[str]:
-        """See `SessionRows`."""
-        return sessions.expired(self._conn, now_s, limit)
+class _Shards:
+    """`pylon.storage.core.transaction.ShardRows`."""
 
-    def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
-        """See `SessionRows`."""
-        return sessions.unused(self._conn, made_before_s, limit)
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
 
     def put_shard(self, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
         """See `ShardRows`."""
@@ -278,3 +283,48 @@ class SqliteTransaction:
     def drop_shard(self, shard_id: str) -> int:
         """See `ShardRows`."""
         return shards.drop(self._conn, shard_id)
+
+
+class _Maintenance:
+    """`pylon.storage.core.transaction.MaintenanceRows`."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: apsw.Connection) -> None:
+        self._conn = conn
+
+    def drop_session(self, session_id: str) -> int:
+        """See `MaintenanceRows`."""
+        return sessions.drop(self._conn, session_id)
+
+    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+        """See `MaintenanceRows`."""
+        return sessions.mark_used(self._conn, session_ids)
+
+    def expired_sessions(self, now_s: int, limit: int) -> list[str]:
+        """See `MaintenanceRows`."""
+        return sessions.expired(self._conn, now_s, limit)
+
+    def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
+        """See `MaintenanceRows`."""
+        return sessions.unused(self._conn, made_before_s, limit)
+
+    def count_events(self) -> int:
+        """See `MaintenanceRows`."""
+        return log.count(self._conn)
+
+    def oldest_events(self, limit: int) -> list[LoggedEvent]:
+        """See `MaintenanceRows`."""
+        return log.oldest(self._conn, limit)
+
+    def drop_events(self, to_seq: int) -> int:
+        """See `MaintenanceRows`."""
+        return log.drop(self._conn, to_seq)
+
+    def count_ops(self) -> int:
+        """See `MaintenanceRows`."""
+        return op_ids.count(self._conn)
+
+    def drop_ops(self, limit: int, older_than_s: int, old_seq: int) -> int:
+        """See `MaintenanceRows`."""
+        return op_ids.drop(self._conn, limit, older_than_s, old_seq)
