@@ -141,6 +141,19 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_GUESTS_PER_IP_PER_MIN", "guests_per_ip_per_min", _int(0, 1_000_000), "30",
             "New guest sessions of one client address in a minute, and ten times as many at once "
             "(an IPv6 client counts by its /64); 0 means no limit.", dev_default="0"),
+    Setting("PYLON_RATE_LIMIT_MAX", "rate_limit_max", _int(0, 1_000_000_000), "600",
+            "Requests of one client address in PYLON_RATE_LIMIT_WINDOW (an IPv6 client counts by "
+            "its /64, and a /48 may send four times as many), also a new socket; administrators "
+            "and probes do not count. 0 means no limit.", dev_default="100000"),
+    Setting("PYLON_RATE_LIMIT_MAX_AUTHED", "rate_limit_max_authed", _int(0, 1_000_000_000), "1000",
+            "Requests of one user or guest in PYLON_RATE_LIMIT_WINDOW, from all addresses; 0 means "
+            "no limit.", dev_default="100000"),
+    Setting("PYLON_RATE_LIMIT_WINDOW", "rate_limit_window", _int(1, 86_400), "60",
+            "Seconds of PYLON_RATE_LIMIT_MAX and PYLON_RATE_LIMIT_MAX_AUTHED."),
+    Setting("PYLON_RATE_LIMIT_HEADERS", "rate_limit_headers",
+            _choice("always", "low", "never"), "low",
+            "The responses that tell what a rate has left (RateLimit, RateLimit-Policy): all, "
+            "those with less than half left, or only a 429."),
     Setting("PYLON_SOCKET_MAX_LIFE_S", "socket_max_life_s", _int(0, 31_536_000), "0",
             "Seconds after which the server closes a socket, so that its client connects anew. "
             "Each socket lasts between three quarters of this and all of it. 0 means never."),
@@ -238,6 +251,10 @@ class Config:
     trust_proxy_hops: int
     sockets_per_ip: int
     guests_per_ip_per_min: int
+    rate_limit_max: int
+    rate_limit_max_authed: int
+    rate_limit_window: int
+    rate_limit_headers: str
     socket_max_life_s: int
     public_url: str | None
     ws_url: str | None

@@ -38,10 +38,6 @@ class Foreign:
     remedy: str
 
 
-_NO_LIMIT: Final = (
-    "this server counts requests by the fixed rates of docs/limits.md: unset it, and limit all "
-    "requests of an address in the proxy in front (nginx: limit_req)"
-)
 FOREIGN: Final[tuple[Foreign, ...]] = (
     Foreign("DATABASE_URL", Effect.DATA,
             "it is no URL of PostgreSQL (postgres://...), so the data is in the SQLite file of "
@@ -51,7 +47,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
             "sessions are kept in the main database (PYLON_DB_PATH), not there: unset it"),
     Foreign("PYLON_SESSION_IN_MEMORY", Effect.PROTECTION,
             "sessions are kept in the database, on disk: unset it"),
-    Foreign("PYLON_RATE_LIMIT_MAX PYLON_RATE_LIMIT_WINDOW", Effect.PROTECTION, _NO_LIMIT),
     Foreign("PYLON_WS_MAX_FRAME", Effect.PROTECTION,
             "set PYLON_WS_MAX_MESSAGE_BYTES instead, and unset it"),
     Foreign("PYLON_JWT_*", Effect.PROTECTION,

@@ -86,12 +86,13 @@ class RateTable:
             units_s: the units to spend, as the time in which they are restored.
 
         Returns:
-            The seconds to wait until the rate allows it; 0.0 if the units are spent.
+            The seconds to wait until the rate allows it, if that is above 0. Otherwise the units
+            are spent, and it is minus the time that restores what the key may still spend.
         """
         bucket = key % _BUCKETS
         if not self._lock(bucket):
             metrics.RATE_SKIPPED.inc()
-            return 0.0
+            return -tolerance_s
         try:
             offset = bucket * _BUCKET.size
             cells = _BUCKET.unpack_from(self._map, offset)
@@ -108,7 +109,7 @@ class RateTable:
             if wait_s > 0:
                 return wait_s
             _CELL.pack_into(self._map, offset + cell * _CELL.size, key, tat_s + units_s)
-            return 0.0
+            return wait_s
         finally:
             self._unlock(bucket)
 
@@ -133,7 +134,7 @@ class RateTable:
         """
         owed_s = min(self.ahead_s(key, now_s) + units_s, max_ahead_s)
         taken_s = owed_s - self.ahead_s(key, now_s)
-        return owed_s if self.take(key, taken_s, max_ahead_s, now_s) == 0.0 else max_ahead_s
+        return owed_s if self.take(key, taken_s, max_ahead_s, now_s) <= 0.0 else max_ahead_s
 
     def add(self, key: int, units_s: float, now_s: float) -> None:
         """Spend `units_s` of a key, whatever its rate: another node has allowed it."""
@@ -209,7 +210,16 @@ class RateLimiter:
         """
         if rate.limit <= 0:
             return 0.0
-        key, units_s = self._key(rate, subject), units * rate.interval_s
+        return max(0.0, self.spend(rate, self.key(rate, subject), units))
+
+    def spend(self, rate: Rate, key: int, units: float = 1) -> float:
+        """Spend units of a rate, whose limit is not 0, for a `key` of it.
+
+        Returns:
+            The seconds to wait, if that is above 0. Otherwise the units are spent, and it is minus
+            the time that restores what the subject may still spend.
+        """
+        units_s = units * rate.interval_s
         wait_s = self._table.take(key, units_s, rate.tolerance_s, self._clock.monotonic_s())
         if wait_s > 0:
             metrics.RATE_LIMITED.labels(rate.name).inc()
@@ -221,7 +231,7 @@ class RateLimiter:
         """Return the seconds until one unit of a rate is available, without spending units."""
         if rate.limit <= 0:
             return 0.0
-        ahead_s = self._table.ahead_s(self._key(rate, subject), self._clock.monotonic_s())
+        ahead_s = self._table.ahead_s(self.key(rate, subject), self._clock.monotonic_s())
         return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
 
     def charge(self, rate: Rate, subject: str, units: float = 1) -> float:
@@ -235,7 +245,7 @@ class RateLimiter:
         if rate.limit <= 0:
             return 0.0
         max_ahead_s = rate.tolerance_s + _DEBT_WINDOWS * rate.window_s
-        key, units_s = self._key(rate, subject), units * rate.interval_s
+        key, units_s = self.key(rate, subject), units * rate.interval_s
         ahead_s = self._table.charge(key, units_s, max_ahead_s, self._clock.monotonic_s())
         self._note_spent(key, units_s)
         return max(0.0, ahead_s + rate.interval_s - rate.tolerance_s)
@@ -250,7 +260,8 @@ class RateLimiter:
         if wait_s > 0:
             raise rate_limited(rate, wait_s)
 
-    def _key(self, rate: Rate, subject: str) -> int:
+    def key(self, rate: Rate, subject: str) -> int:
+        """Return the key of a rate and a subject in the table."""
         digest = blake2b(f"{rate.name}\0{subject}".encode(), digest_size=8, key=self._table.salt)
         return int.from_bytes(digest.digest(), "big") or 1
 
@@ -258,9 +269,11 @@ class RateLimiter:
 def rate_limited(rate: Rate, wait_s: float) -> RateLimited:
     """Return the error for a take that must wait for `wait_s`."""
     seconds = max(1, math.ceil(wait_s))
-    return RateLimited(
+    error = RateLimited(
         f"Too many requests of this kind ({rate.name}): {rate.limit:g} are allowed in "
         f"{rate.window_s:g} s. Retry after {seconds} seconds.",
         hint=f"Try again in {seconds}s",
         retry_after_secs=seconds,
     )
+    error.headers = rate.headers(0.0)
+    return error

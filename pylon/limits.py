@@ -323,5 +323,6 @@ CONVERSION_BYTES: Final = 4 * 1024 * 1024  # JSON of the rows that one step chan
 SESSION_STEP: Final = 100  # expired sessions in one write
 SESSION_STEPS: Final = 100  # writes in each PRUNE_PERIOD_S
 SESSIONS_COUNT_S: Final = 60.0
+APP_RATES: Final = 4  # of the manifest's `rateLimits` that count one thing
 GUEST_UNUSED_S: Final = 86_400  # the life of a guest whose token was never presented
 USED_GUESTS: Final = 10_000  # unreported at once, in each worker and in the supervisor

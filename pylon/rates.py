@@ -10,11 +10,14 @@ Called by the API and by the socket workers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Final
 
 from pylon.auth.forwarded import network_of
 from pylon.auth_context import AuthContext
+from pylon.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,40 @@ class Rate:
     @property
     def tolerance_s(self) -> float:
         """Return how far the spent units may be ahead of the clock, in seconds."""
-        return (self.limit if self.burst is None else self.burst) * self.interval_s
+        return self.quota * self.interval_s
+
+    @property
+    def quota(self) -> float:
+        """Return the units that a subject may spend at once."""
+        return self.limit if self.burst is None else self.burst
+
+    def headers(self, left: float) -> tuple[tuple[str, str], ...]:
+        """Return the headers of a response (draft-ietf-httpapi-ratelimit-headers).
+
+        Args:
+            left: the part of the quota that is left, from 0 to 1.
+        """
+        restored_s = math.ceil((1 - left) * self.tolerance_s)
+        return (
+            ("ratelimit-policy", f'"{self.name}";q={self.quota:g};w={self.window_s:g}'),
+            ("ratelimit", f'"{self.name}";r={math.floor(left * self.quota)};t={restored_s}'),
+        )
 
 
 def address_subject(address: str) -> str:
     """Return the subject of a client address. IPv6 clients of one /64 share a subject."""
     return f"ip:{network_of(address)}"
+
+
+def site_subject(address: str) -> str | None:
+    """Return the subject of a site, the /48 of an IPv6 address; None for an IPv4 address.
+
+    A site may give each of its clients a /64 (RFC 6177).
+    """
+    network = network_of(address)
+    if not network.endswith("/64"):
+        return None
+    return f"site:{IPv6Address(int(IPv6Address(network[:-3])) >> 80 << 80)}/48"
 
 
 def user_subject(user_id: str) -> str:
@@ -90,9 +121,25 @@ UNDONE_VALUES_BY_USER: Final = Rate("undone-values-of-user", 600, 60.0, burst=2_
 UNDONE_VALUES_BY_ADDRESS: Final = Rate("undone-values-of-address", 6_000, 60.0, burst=20_000)
 
 
-def guests(per_minute: int) -> Rate:
+def guests(config: Config) -> Rate:
     """Return the rate of new guest sessions of an address (`PYLON_GUESTS_PER_IP_PER_MIN`).
 
     The burst is ten minutes' worth, because all people of an office may connect at once.
     """
+    per_minute = config.guests_per_ip_per_min
     return Rate("guests", per_minute, 60.0, burst=10 * per_minute)
+
+
+def of_addresses(config: Config) -> Rate:
+    """Return the rate of all requests of an address (`PYLON_RATE_LIMIT_MAX`)."""
+    return Rate("ip", config.rate_limit_max, config.rate_limit_window)
+
+
+def of_sites(config: Config) -> Rate:
+    """Return the rate of all requests of an IPv6 site, which may have many addresses."""
+    return Rate("site", 4 * config.rate_limit_max, config.rate_limit_window)
+
+
+def of_users(config: Config) -> Rate:
+    """Return the rate of all requests of a user (`PYLON_RATE_LIMIT_MAX_AUTHED`)."""
+    return Rate("user", config.rate_limit_max_authed, config.rate_limit_window)

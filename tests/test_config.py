@@ -231,8 +231,7 @@ def foreign(name: str, value: str, **more: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", [
-    "PYLON_SESSION_DB", "PYLON_RATE_LIMIT_MAX", "PYLON_RATE_LIMIT_WINDOW",
-    "PYLON_WS_MAX_FRAME", "PYLON_JWT_SECRET",
+    "PYLON_SESSION_DB", "PYLON_WS_MAX_FRAME", "PYLON_JWT_SECRET",
 ])
 def test_a_variable_whose_intent_would_not_hold_is_refused(name: str) -> None:
     loaded = config.load({**GOOD, name: "postgres://ada:pw@db/app"})
@@ -248,7 +247,7 @@ def test_where_the_intent_holds_or_the_feature_is_missing_it_is_a_warning_at_mos
     assert foreign("PYLON_OAUTH_GOOGLE_CLIENT_ID", "x") == (0, 1)
     assert foreign("RUST_LOG", "info") == (0, 1)
     dev = {"PYLON_DEV_MODE": "1"}
-    assert foreign("PYLON_RATE_LIMIT_MAX", "100000", **dev) == (0, 1)
+    assert foreign("PYLON_WS_MAX_FRAME", "100000", **dev) == (0, 1)
     assert foreign("DATABASE_URL", "file:./prisma.db") == (1, 0)
     assert foreign("DATABASE_URL", "file:./prisma.db", **dev) == (0, 1)
     assert foreign("DATABASE_URL", "POSTGRESQL://u:p@h/d") == (0, 0)

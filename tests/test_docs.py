@@ -13,6 +13,7 @@ import pytest
 
 from pylon import limits, rates
 from pylon.cli.main import VERBS
+from pylon.config import load as load_config
 from pylon.manifest import keys
 from pylon.manifest.model import FieldType
 
@@ -46,7 +47,7 @@ def test_every_rate_is_in_the_limits_page_and_no_other() -> None:
     named = set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE))
     fixed = {value.name for value in vars(rates).values() if isinstance(value, rates.Rate)}
     settable = {
-        function(1).name for function in vars(rates).values()
+        function(load_config({}).config).name for function in vars(rates).values()
         if inspect.isfunction(function) and inspect.signature(function).return_annotation == "Rate"
     }
     assert named == fixed | settable
@@ -55,7 +56,8 @@ def test_every_rate_is_in_the_limits_page_and_no_other() -> None:
 @pytest.mark.parametrize(
     ("title", "shapes"),
     [
-        ("The top level", [keys.MANIFEST]), ("Entities", [keys.ENTITY]), ("Indexes", [keys.INDEX]),
+        ("The top level", [keys.MANIFEST]), ("Rate limits", [keys.RATE_LIMIT]),
+        ("Entities", [keys.ENTITY]), ("Indexes", [keys.INDEX]),
         ("Relations", [keys.RELATION]), ("Search", [keys.SEARCH]), ("Policies", [keys.POLICY]),
         ("Queries and actions", [keys.OPERATION]), ("Routes", [keys.ROUTE]),
         ("Sign-in", [keys.AUTH, *keys.AUTH.optional.values()]),

@@ -17,6 +17,7 @@ from pylon.changelog.scope import Scope, parse_entities, parse_scope
 from pylon.errors import InvalidColumn, InvalidQuery, InvalidValue, LimitExceeded
 from tests.support.examples import count_examples
 from tests.support.hub_peer import APP, CONTEXTS, EVENT, RULES, Peer, event_of, ws_hub
+from tests.support.rates import NO_RATES
 from tests.support.wait import run_greenlets_until
 from tests.support.websocket_client import client_frame
 from workers.ws import frames
@@ -144,7 +145,7 @@ def test_a_scope_that_changes_holds_for_later_changes_only() -> None:
     peer = Peer(hub, ANONYMOUS)
     hub.join(peer.connection)
     feature = StreamScope(hub, RULES, APP)
-    hub.transport.on_text = Conversation(hub, features=(feature,)).on_text
+    hub.transport.on_text = Conversation(hub, (feature,), NO_RATES).on_text
     images = (None, (None, True))
     hub.publish([Change(event_of(1, "Public", *images))])
     say(peer, {"type": "scope", "entities": [name for name in NAMES if name != "Public"][:1]})

@@ -12,11 +12,15 @@ import pytest
 from gevent.event import Event
 
 from pylon import limits, metrics
-from pylon.auth_context import ADMIN
+from pylon.app_rates import AppRates
+from pylon.auth_context import ADMIN, AuthContext
 from pylon.clock import ManualClock
 from pylon.errors import InvalidData
+from pylon.limiter import RateLimiter, RateTable
+from pylon.manifest.model import RateLimit
 from tests.support.hub_peer import BY_ENTITY, Peer
 from tests.support.measured import total
+from tests.support.rates import NO_RATES
 from tests.support.wait import run_greenlets_until
 from tests.support.websocket_client import client_frame
 from workers.hub.close_codes import INTERNAL
@@ -54,12 +58,12 @@ class Recorder:
 class Room:
     """A hub with two features in conversation."""
 
-    def __init__(self) -> None:
+    def __init__(self, rates: AppRates = NO_RATES) -> None:
         transport = WebSocketTransport("ws", LIMIT_BYTES)
         self.hub = Hub(BY_ENTITY, transport, ManualClock())
         self.first = Recorder("a", "b")
         self.second = Recorder("c")
-        self.conversation = Conversation(self.hub, (self.first, self.second))
+        self.conversation = Conversation(self.hub, (self.first, self.second), rates)
         transport.on_text = self.conversation.on_text
 
     def peer(self) -> Peer:
@@ -328,3 +332,22 @@ def test_long_texts_full_of_brackets_are_taken(room: Room, value: str) -> None:
     peer.socket.send(text({"type": "a", "n": value}))
     run_greenlets_until("it is heard", lambda: room.first.numbers(peer))
     assert room.first.numbers(peer) == [value]
+
+
+def test_messages_above_a_rate_of_the_app_are_refused() -> None:
+    rule = RateLimit("says", "ws", "message", "user", limit=2, window_s=60, burst=2)
+    clock = ManualClock()
+    room = Room(AppRates((rule,), RateLimiter(RateTable(), clock)))
+    ann, admin = Peer(room.hub, AuthContext(user_id="ann")), room.peer()
+    ann.socket.send(numbered(3) + text({"type": "unknown"}))
+    admin.socket.send(numbered(4))
+    run_greenlets_until("messages", lambda: len(room.first.numbers(admin)) == 4)
+    assert room.first.numbers(ann) == [0, 1]
+    assert room.first.numbers(admin) == [0, 1, 2, 3]
+    (refused,) = sent_to(ann)
+    assert (refused["type"], refused["for"], refused["code"]) == ("error", "a", "RATE_LIMITED")
+    clock.advance(30)
+    ann.socket.send(numbered(1))
+    run_greenlets_until("messages", lambda: len(room.first.numbers(ann)) == 3)
+    for connection in room.hub.connections:
+        connection.abort()

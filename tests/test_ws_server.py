@@ -291,3 +291,20 @@ def test_connections_and_messages_are_counted(own_stage: Stage, own_ws: Worker) 
         "closed",
         lambda: own_stage.metric(own_ws, "pylon_connections_closed_total", code="1000") == 1,
     )
+
+
+def test_new_sockets_of_an_address_are_rated(own_stage: Stage) -> None:
+    ws = own_stage.start(
+        "ws", PYLON_SOCKETS_PER_IP="0", PYLON_RATE_LIMIT_MAX="3", PYLON_TRUST_PROXY_HOPS="1"
+    )
+
+    def opened(address: str, token: str | None = None) -> WebSocketClient:
+        headers = {"X-Forwarded-For": address}
+        return WebSocketClient(ws.port, headers=headers, token=token, upgraded=False)
+
+    assert [opened("192.0.2.1").status for _ in range(3)] == [101] * 3
+    refused = opened("192.0.2.1")
+    assert (refused.status, refused.headers["retry-after"]) == (429, "20")
+    assert json.loads(refused.read_rest())["error"]["code"] == "RATE_LIMITED"
+    assert opened("192.0.2.2").status == 101
+    assert opened("192.0.2.1", ADMIN_TOKEN).status == 101

@@ -24,8 +24,10 @@ from pylon.api.admin.readiness import Readiness
 from pylon.api.data.conflicts import ConflictWatch
 from pylon.api.data.query_cache import QueryCache
 from pylon.api.http.compression import Compression
+from pylon.api.http.request_rates import RequestRates
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
+from pylon.app_rates import AppRates
 from pylon.auth.cookies import SessionCookie, session_cookie
 from pylon.auth.origin import Origins, origins
 from pylon.auth.session_cache import SessionCache
@@ -131,12 +133,16 @@ class RequestServices:
     compression: Compression = field(default_factory=Compression)
     session_cache: SessionCache[Credentials] = field(init=False)
     limiter: RateLimiter = field(init=False)
+    rates: RequestRates = field(init=False)
+    app_rates: AppRates = field(init=False)
     decoding: Admission = field(init=False)
     request_id_prefix: str = field(init=False)
 
     def connect(self, connections: Connections) -> None:
         self.session_cache = connections.session_cache
         self.limiter = connections.limiter
+        self.app_rates = AppRates(self.app.manifest.rate_limits, connections.limiter)
+        self.rates = RequestRates(self.app, connections.limiter, self.app_rates)
         # One at a time: the decoder holds the interpreter, so a second one would only wait for it.
         self.decoding = Admission("decode", 1, 1)
         self.request_id_prefix = self.app.random.token_hex(4)

@@ -58,6 +58,15 @@ def is_loopback(address: str) -> bool:
 
 
 @lru_cache(maxsize=4_096)
+def is_private(address: str) -> bool:
+    """Whether the address is one of a private network or of this machine."""
+    try:
+        return ip_address(address).is_private
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=4_096)
 def _normal(text: str) -> str | None:
     """Return one spelling for each address: no port, no brackets, mapped IPv4 as IPv4."""
     if text.startswith("["):

@@ -100,7 +100,8 @@ def cors_headers(config: Config) -> tuple[tuple[str, str], ...]:
         ),
         (
             "access-control-expose-headers",
-            "X-Pylon-Change-Seq, ETag, Idempotency-Replayed, X-Request-Id, Retry-After",
+            "X-Pylon-Change-Seq, ETag, Idempotency-Replayed, X-Request-Id, Retry-After, "
+            "RateLimit, RateLimit-Policy",
         ),
     ]
     if allow != "*":

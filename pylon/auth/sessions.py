@@ -52,6 +52,11 @@ class NewSession:
     put: PutSession
 
 
+def is_admin_token(token: str, config: Config) -> bool:
+    """Whether the token of a header is the administrator's."""
+    return same_token(token, config.admin_token)
+
+
 def resolve(
     token: str | None, config: Config, lookup: SessionLookup, clock: Clock = _SYSTEM_CLOCK
 ) -> Caller:
@@ -66,7 +71,7 @@ def resolve(
     """
     if not token:
         return ANONYMOUS_CALLER
-    if not isinstance(token, CookieToken) and same_token(token, config.admin_token):
+    if not isinstance(token, CookieToken) and is_admin_token(token, config):
         _ATTEMPTS["admin"].inc()
         return _ADMIN_CALLER
     session = lookup(session_id_of(token)) if is_session_token(token) else None

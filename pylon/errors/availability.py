@@ -89,6 +89,7 @@ class RateLimited(PylonError):
     code = "RATE_LIMITED"
     status = 429
     retryable = True
+    headers: tuple[tuple[str, str], ...] = ()  # of the response, beside Retry-After
 
 
 class Draining(PylonError):

@@ -28,6 +28,7 @@ from pylon.manifest.model import (
     Route,
     Search,
 )
+from pylon.manifest.rate_limits import build_rate_limit
 
 _ID_TYPE = re.compile(r"id\(([^()]*)\)")
 GENERATORS: Final[dict[str, DefaultKind]] = {
@@ -56,6 +57,7 @@ def build_manifest(node: Node) -> Manifest:
         actions=tuple(_operation(raw) for raw in source.get("actions") or ()),
         policies=tuple(_policy(raw) for raw in source.get("policies") or ()),
         auth=_auth(source.get("auth") or {}),
+        rate_limits=tuple(build_rate_limit(raw) for raw in source.get("rateLimits") or ()),
         references=source.get("references"),
         source=source,
     )

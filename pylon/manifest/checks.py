@@ -20,6 +20,7 @@ from pylon.manifest.document import Node
 from pylon.manifest.field_checks import check_nocase, check_reference
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
 from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, AuthConfig, FieldType
+from pylon.manifest.rate_limits import check_rate_limits
 from pylon.manifest.type_words import type_hint
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -43,6 +44,8 @@ def check_all(root: Node, findings: Findings) -> None:
     _routes(root, findings)
     _trusted_origins(root, findings)
     _user_names(root, findings)
+    names = frozenset(str(name) for name in _known_names(items_of(root, "entities")))
+    check_rate_limits(root, names, findings)
 
 
 def _entities(root: Node, findings: Findings) -> None:

@@ -34,6 +34,12 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "warning.",
         "use one of the hint.",
     ),
+    "RATE_LIMIT_INVALID": (
+        "A rule of rateLimits counts nothing, has no time or no name of its own, or is one of too "
+        "many that count the same.",
+        "write it as docs/limits.md says: entity:<Name>:<verb>, route:</path> or ws:message, and a "
+        "window such as 1m.",
+    ),
     "AUTH_ORIGIN_INVALID": (
         "An entry of auth.trusted_origins that no page's origin can be equal to. A warning.",
         "write scheme://host, with a port if it is not the scheme's own.",

@@ -133,6 +133,17 @@ AUTH: Final = Object(
     },
     {"org": "there are no organisations", "org_roles": "there are no organisations"},
 )
+RATE_LIMIT: Final = Object(
+    {
+        "name": STRING, "match": STRING,
+        "limit": Scalar(int, "a whole number from 1 to 1000000000", minimum=1, maximum=10**9),
+        "window": STRING,
+    },
+    {
+        "per": words("user", "ip", "tenant", "global"),
+        "burst": Scalar(int, "a whole number from 1 to 1000000000", minimum=1, maximum=10**9),
+    },
+)
 MANIFEST: Final = Object(
     {"name": STRING, "entities": ListOf(ENTITY)},
     {
@@ -144,9 +155,9 @@ MANIFEST: Final = Object(
         "actions": ListOf(OPERATION),
         "policies": ListOf(POLICY),
         "auth": AUTH,
+        "rateLimits": ListOf(RATE_LIMIT),
     },
     {
-        "rateLimits": "docs/limits.md has the rates that this server keeps",
         "plugins": "there are no plugins", "crons": "there are no background jobs",
     },
 )

@@ -21,6 +21,8 @@ DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 ReferenceWord = Literal["check", "none"]
 OnDelete = Literal["restrict", "cascade", "setNull"]
 FormatWord = Literal["email", "url"]
+RatePer = Literal["user", "ip", "tenant", "global"]
+WriteVerb = Literal["insert", "update", "delete", "write"]  # `write`: any of the others
 DefaultKind = Literal["constant", "now", "uuid", "id", "auth"]
 RuleKey = Literal[
     "allow", "allow_read", "allow_insert", "allow_update", "allow_delete", "allow_write"
@@ -236,6 +238,23 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A rate that the app sets: at most `limit` in `window_s`, and `burst` at once.
+
+    `target`: the entity of its writes, the path of a route, or the kind of message.
+    """
+
+    name: str
+    kind: Literal["entity", "route", "ws"]
+    target: str
+    per: RatePer
+    limit: int
+    window_s: int
+    burst: int
+    verb: WriteVerb = "write"  # of an entity: the kind of write that counts
+
+
+@dataclass(frozen=True, slots=True)
 class AuthConfig:
     """Settings of sign-in, and the fields of a user that others see."""
 
@@ -258,6 +277,7 @@ class Manifest:
     actions: tuple[Operation, ...] = ()
     policies: tuple[Policy, ...] = ()
     auth: AuthConfig = field(default_factory=AuthConfig)
+    rate_limits: tuple[RateLimit, ...] = ()
     references: ReferenceWord | None = None  # of the fields that do not say it themselves
     source: dict[str, Any] = field(default_factory=dict)  # the document, for /api/manifest
     text: str = field(default="", compare=False, repr=False)  # the file, with its own lines

@@ -26,6 +26,7 @@ from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext
 from pylon.clock import ManualClock
 from tests.support.examples import count_examples
 from tests.support.hub_peer import BY_ENTITY, Peer
+from tests.support.rates import NO_RATES
 from tests.support.stage import Stage
 from tests.support.wait import run_greenlets_until
 from tests.support.websocket_client import WebSocketClient, client_frame
@@ -311,7 +312,7 @@ def test_a_message_that_has_the_store_asked_counts_more(stage: BudgetStage) -> N
 
     transport = stage.hub.transport
     assert isinstance(transport, WebSocketTransport)
-    transport.on_text = Conversation(stage.hub, (Feature(),)).on_text
+    transport.on_text = Conversation(stage.hub, (Feature(),), NO_RATES).on_text
     asking, other = stage.peer(), stage.peer()
     question = client_frame(frames.TEXT, b'{"type":"subscribe"}')
     stage.say_all((asking, memoryview(question * 1_500)))

@@ -46,6 +46,7 @@ class PylonServer:
             "PYLON_PORT": str(self.port),
             "PYLON_SOCKETS_PER_IP": "0",
             "PYLON_GUESTS_PER_IP_PER_MIN": "0",
+            "PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0",
             "PYLON_LOG_FORMAT": "json",
             **(env or {}),
         }

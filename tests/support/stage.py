@@ -97,6 +97,7 @@ class Stage:
             "PYLON_DEV_MODE": "false",
             "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
             "PYLON_CORS_ORIGIN": "https://app.example.com",
+            "PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0",
             **stores.settings_at(folder / "hub.db"),
             "PYLON_LOG_LEVEL": "debug",
             **env,

@@ -41,6 +41,7 @@ class Supervised:
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYLON_", "LIMIT_"))}
         self.env = {
             **clean, "PYTHONPATH": str(ROOT), "PYLON_CORS_ORIGIN": "http://localhost:3000",
+            "PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0",
             "PYLON_ADMIN_TOKEN": "x" * 40, "PYLON_BIND": "127.0.0.1",
             "PYLON_PORT": str(self.port), **stores.settings_at(self.db_path),
             "PYLON_RUNTIME_DIR": str(folder / "run"), "PYLON_HTTP_WORKERS": "1",

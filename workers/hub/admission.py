@@ -7,9 +7,9 @@ page of the log, or more than memory holds, gets a greenlet until it has caught 
 
 Invariants: no greenlet switch lies between the answer to the lookup of the session and the entry in
 the hub, so the signal of a revocation finds the connection there; one that came during the lookup
-has the lookup repeated (`SessionCache`). An address counts from `enter` until the
-socket is closed. Bound: PYLON_SOCKETS_PER_IP. Log event: admission.failed. Called by the handlers
-of ws, sse and shards.
+has the lookup repeated (`SessionCache`). An address counts from `enter` until the socket is closed.
+Bounds: PYLON_SOCKETS_PER_IP, PYLON_RATE_LIMIT_MAX. Log event: admission.failed. Called by the
+handlers of ws, sse and shards.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.auth_context import Caller
 from pylon.changelog.scope import Scope
 from pylon.errors import Draining, PylonError, StoreUnavailable
+from pylon.rates import address_subject, of_addresses
 from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
 from workers.hub.addresses import shared_cap
@@ -69,6 +70,8 @@ class SubscriberAdmission:
     def __init__(self, booted: WorkerContext, hub: Hub) -> None:
         app = booted.app
         self._hub = hub
+        self._limiter = booted.limiter
+        self._rate = of_addresses(app.config)
         self._cap = shared_cap(
             app.config.sockets_per_ip, booted.runtime.dir, booted.role, booted.worker,
             app.config.workers_of(booted.role),
@@ -115,11 +118,13 @@ class SubscriberAdmission:
             The connection, and the error if the caller could not be looked up.
 
         Raises:
-            Draining, SocketLimit: the acceptor still owns the socket.
+            Draining, RateLimited, SocketLimit: the acceptor still owns the socket.
         """
         self.check()
         caller, error = self.caller_of(connect_request.token)
         self.check()  # a drain may have begun while the lookup waited
+        if not caller.auth.is_admin:
+            self._limiter.require(self._rate, address_subject(connect_request.address))
         self._cap.add_socket(connect_request.address)
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, connect_request.address)
@@ -144,7 +149,7 @@ class SubscriberAdmission:
         """Admit a client, and stream the changes that it missed and those to come, if it wants any.
 
         Raises:
-            Draining, SocketLimit: the acceptor still owns the socket.
+            Draining, RateLimited, SocketLimit: the acceptor still owns the socket.
         """
         connection, error = self.enter(raw, connect_request)
         has_begun = False

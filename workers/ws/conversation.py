@@ -26,7 +26,8 @@ import msgspec
 
 from pylon import limits, log, metrics
 from pylon.api.http.unreadable import problem_of, refuse_constant, replace_halves
-from pylon.errors import InternalError, InvalidJson, PylonError
+from pylon.app_rates import AppRates
+from pylon.errors import InternalError, InvalidJson, PylonError, RateLimited
 from pylon.json_text import check_bounds
 from workers.hub.close_codes import INTERNAL
 from workers.hub.connection import ANSWERING, Connection
@@ -70,9 +71,10 @@ class Feature(Protocol):
 class Conversation:
     """The message queues of all connections of one worker."""
 
-    def __init__(self, hub: Hub, features: Iterable[Feature]) -> None:
+    def __init__(self, hub: Hub, features: Iterable[Feature], rates: AppRates) -> None:
         features = tuple(features)
         self._hub = hub
+        self._rates = rates
         self._by_type = {kind: feature for feature in features for kind in feature.message_types}
         self._waiting: dict[Connection, deque[tuple[Feature, dict[str, Any]]]] = {}
         for feature in features:
@@ -87,11 +89,20 @@ class Conversation:
             metrics.MESSAGES_RECEIVED.labels("ignored").inc()
             return
         metrics.MESSAGES_RECEIVED.labels(str(kind)).inc()
+        problem = self._refusal(connection) or problem
         if problem is not None:
             send_json(connection, error_message(problem, message))
             return
         if not self.enqueue(connection, message):
             connection.pause(ANSWERING)  # others do not pause: most clients wait for the answer
+
+    def _refusal(self, connection: Connection) -> RateLimited | None:
+        """Count a message by the app's rates, and return the error if one is spent."""
+        try:
+            self._rates.require_message(connection.caller.auth, connection.address)
+        except RateLimited as error:
+            return error
+        return None
 
     def enqueue(self, connection: Connection, message: dict[str, Any]) -> bool:
         """Have a message of a known type handled in its turn. Never blocks.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
+from pylon.app_rates import AppRates
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
 from pylon.bus.passing import SocketReceiver
@@ -109,7 +110,9 @@ def serve(booted: WorkerContext) -> NoReturn:
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
     stream = StreamScope(hub, app.rules, app.manifest)
-    conversation = Conversation(hub, features=(identity, stream, *features))
+    conversation = Conversation(
+        hub, (identity, stream, *features), AppRates(app.manifest.rate_limits, booted.limiter)
+    )
     transport.on_text = conversation.on_text
     live.on_restart(conversation.enqueue)
     handshakes = protocol.Handshakes(

@@ -76,9 +76,11 @@ def submit(services: DataServices, auth: AuthContext, address: Address, op: Judg
     """Execute one write.
 
     Raises:
-        RateLimited: too many refusals have revealed hidden rows to the caller.
+        RateLimited: a rate of the app is spent, or too many refusals have revealed hidden rows to
+            the caller.
         PylonError: the write was refused.
     """
+    services.requests.app_rates.require_writes(auth, address, (op,))
     _refuse_spent(services, auth, address, (op,))
     try:
         return services.writer.submit(op)
@@ -114,6 +116,7 @@ def transact(
         RateLimited: as `submit`; nothing was written.
         PylonError: the writer was not reached.
     """
+    services.requests.app_rates.require_writes(auth, address, op.ops)
     _refuse_spent(services, auth, address, op.ops)
     reply = services.writer.submit(op)
     results = reply.results or []

@@ -229,7 +229,7 @@ class EntityRow:
         named = entity_named(services.app, entity, auth)
         key = key_of(req, services.requests, auth, b"")
         op = changes.make_delete(named, auth, row_id, key, if_match(req))
-        reply = services.writer.submit(op)
+        reply = submit(services, auth, lambda: address_of(req, services.requests), op)
         resp.set_header(SEQ_HEADER, str(reply.seq))
         if reply.replayed:
             mark_replayed(resp)

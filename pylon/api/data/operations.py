@@ -237,12 +237,15 @@ class OperationRun(Generic[Op]):
                 error = self._unavailable = raised
         if error is not None:
             for entry, _ in portion:
-                entry.error = error
+                if entry.reply is None and entry.error is None:
+                    entry.error = error
 
     def _write(self, portion: list[tuple[Entry[Op], RowOp]]) -> None:
-        ops = [op for _, op in portion]
-        replies = submit_all(self._services, self._auth, self._address, ops)
-        for (entry, _), reply in zip(portion, replies, strict=True):
+        rates = self._services.requests.app_rates
+        admitted = rates.admit_writes(self._auth, self._address, [op for _, op in portion])
+        ops = [op for _, op in portion[:admitted.count]]
+        replies = submit_all(self._services, self._auth, self._address, ops) if ops else []
+        for (entry, _), reply in zip(portion, replies, strict=False):
             if reply.error is None:
                 entry.reply = reply
                 continue
@@ -251,6 +254,16 @@ class OperationRun(Generic[Op]):
                 # The operation is not at fault: the official client sends it again after every
                 # response that is not a success, and gives it up after one that names it.
                 raise entry.error
+        if admitted.error is not None:
+            raise admitted.error
+
+    @property
+    def answered(self) -> int:
+        """How many entries in front have their outcome."""
+        return next(
+            (n for n, e in enumerate(self.entries) if e.reply is None and e.error is None),
+            len(self.entries),
+        )
 
     @property
     def replayed(self) -> int:

@@ -33,6 +33,7 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
 
     Raises:
         StoreUnavailable: the session could not be read.
+        RateLimited: the user has sent too many requests.
     """
     env = req.env
     caller: Caller | None = env.get("pylon.caller")
@@ -46,6 +47,7 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
         if caller is None:
             caller = services.session_cache.look_up(credentials, token_of(req, services))
     env["pylon.caller"] = caller
+    services.rates.admit_caller(env, caller)
     return caller
 
 

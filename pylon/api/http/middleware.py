@@ -23,7 +23,7 @@ import falcon
 from prometheus_client import Counter, Histogram
 
 from pylon import limits, metrics
-from pylon.api.http.callers import address_of
+from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import check_names
 from pylon.api.http.routing import mark_page_name, mark_slashes
 from pylon.api.services import RequestServices
@@ -91,7 +91,9 @@ class RequestMiddleware:
         if method == "OPTIONS":
             resp.status = 204
             resp.complete = True
-        elif method not in SAFE_METHODS:
+            return
+        self._services.rates.admit(req, lambda: caller_of(req, self._services).auth)
+        if method not in SAFE_METHODS:
             if method != "POST":
                 mark_page_name(req)
             origin, referer = env.get("HTTP_ORIGIN"), env.get("HTTP_REFERER")
@@ -114,6 +116,11 @@ class RequestMiddleware:
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
         path, env, context = req.path, req.env, req.context
+        noted = env.get("pylon.rate")
+        if noted is not None:
+            rate, left = noted
+            for name, value in rate.headers(left):
+                resp.set_header(name, value)
         is_api = path.startswith("/api/")
         request_id = getattr(context, "request_id", None)
         if "pylon.head" in env:  # our HTTP server takes header lines as they go on the wire

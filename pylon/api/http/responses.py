@@ -21,6 +21,7 @@ from pylon.errors import (
     NotFound,
     PayloadTooLarge,
     PylonError,
+    RateLimited,
 )
 from pylon.log import get_logger
 
@@ -56,6 +57,10 @@ def on_pylon_error(
     send_json(resp, ex.body(), ex.status)
     if ex.retryable:
         resp.set_header("retry-after", str(ex.retry_after_s))
+    if isinstance(ex, RateLimited):
+        req.env.pop("pylon.rate", None)
+        for name, value in ex.headers:
+            resp.set_header(name, value)
     if ex.status == 401:
         resp.set_header("www-authenticate", _CHALLENGE)
 

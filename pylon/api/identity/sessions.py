@@ -33,7 +33,7 @@ class Sessions:
 
     def __init__(self, services: IdentityServices) -> None:
         self._services = services
-        self._guest_rate = guests(services.app.config.guests_per_ip_per_min)
+        self._guest_rate = guests(services.app.config)
 
     def make(
         self,

@@ -10,8 +10,8 @@ its response.
 
 Invariants: a replayed change counts as applied, because the official client keeps what is not
 counted there and sends it for ever. Of a longer list the first limits.PUSH_CHANGES are executed,
-and the response says how many remain: the official client sends those again by itself, while a
-refusal would leave its queue stuck.
+and of one that a rate interrupts those before it; the response says how many remain. The official
+client sends those again by itself, while a refusal would leave its queue stuck.
 
 Within one push a `_pending_` id stands for the row that an earlier insert of the same push made
 (spec/realtime.md §1.5): as `row_id`, and in `data` as `id` or in a field of type id(...). Called
@@ -35,7 +35,7 @@ from pylon.api.http.unreadable import decode_changes
 from pylon.api.services import DataServices
 from pylon.api.sync.bodies import PUSH, PushedChange
 from pylon.auth_context import AuthContext
-from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded
+from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded, RateLimited
 from pylon.json_text import check_bounds
 from pylon.manifest.model import Entity, FieldType
 from pylon.storage.ops import (
@@ -119,7 +119,7 @@ def execute_push(
         IdempotencyKeyReused: `key` came with another request.
         WriteQueueFull, WriterUnavailable, StoreUnavailable: try again; the op_ids of the changes
             that are written already keep them from being written twice.
-        RateLimited: likewise, later (`pylon.api.data.conflicts`).
+        RateLimited: no change was executed; likewise, later.
     """
     typed = PUSH.convert(body)
     identity = identity_of(auth, typed.client_id, address)
@@ -128,18 +128,22 @@ def execute_push(
         services.writer.submit(Transact([], key))
     run = OperationRun(services, auth, lambda: address, _ENVELOPE, raises_unavailable=True)
     pending = _PendingRows(run)
-    for number, change in enumerate(typed.changes[: limits.PUSH_CHANGES]):
-        entry = read_entry(change, _ENVELOPE, is_doubtful=is_doubtful)
-        own_key = None
-        if entry.error is None and entry.sent.kind in KINDS:  # else `add` reports the kind
-            try:
-                own_key = _op_key(identity, entry.sent)
-            except InvalidData as error:
-                entry.error = error
-        run.add(entry, own_key or operation_key(key, number), pending.any_known())
-        pending.note(entry)
-    run.flush()
-    entries = run.entries
+    try:
+        for number, change in enumerate(typed.changes[: limits.PUSH_CHANGES]):
+            entry = read_entry(change, _ENVELOPE, is_doubtful=is_doubtful)
+            own_key = None
+            if entry.error is None and entry.sent.kind in KINDS:  # else `add` reports the kind
+                try:
+                    own_key = _op_key(identity, entry.sent)
+                except InvalidData as error:
+                    entry.error = error
+            run.add(entry, own_key or operation_key(key, number), pending.any_known())
+            pending.note(entry)
+        run.flush()
+    except RateLimited:
+        if not run.answered:
+            raise
+    entries = run.entries[: run.answered]
     failed = [(entry, entry.error) for entry in entries if entry.error is not None]
     answer: dict[str, Any] = {
         "applied": len(entries) - len(failed),
