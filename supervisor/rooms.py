@@ -6,7 +6,8 @@ coming, it gathers them for `limits.ROOM_TICK_S`.
 
 With other nodes the thread tells them each tick who joined, changed and left here, and what was
 said; it takes over what they tell (`pylon.rooms.node_news`). A node that knows nothing of this one
-asks, and is told all members.
+asks, and is told all members and messages of channels: about `NEWS_BYTES` in a tick, so that they
+do not crowd out other news.
 
 Invariants: only this thread uses the `RoomService`. The thread removes the sockets of an ended
 worker after it has executed the commands that the worker had sent; the lease covers a lost notice.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from pylon import limits
@@ -25,7 +26,7 @@ from pylon.bus.rooms_messages import pid_of
 from pylon.bus.rooms_port import RoomsPort, RoomsWaker
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
-from pylon.rooms.node_news import decode_news, encode_news
+from pylon.rooms.node_news import NEWS_BYTES, RoomNews, decode_news, encode_news
 from pylon.rooms.service import RoomService
 from pylon.storage.nodes import DEAD_AFTER_S, NewsMessage
 from supervisor.nodes import Nodes
@@ -53,6 +54,9 @@ class RoomsThread:
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # of other nodes
         self._shares_until_s = float("-inf")
         self._told_at_s = float("-inf")
+        self._state: Iterator[RoomNews] | None = None  # what is to be told yet
+        self._must_tell_again = False
+        self._begun: set[str] = set()  # incarnations that are telling all
         if nodes is not None:
             self._join(nodes)
         self._stopping = threading.Event()
@@ -82,7 +86,7 @@ class RoomsThread:
         due_s = self._clock.monotonic_s()
         while not self._stopping.is_set():
             wait_s = _IDLE_S if service.is_empty else _EXPIRY_S
-            if service.has_updates or service.has_news:
+            if service.has_updates or service.has_news or self._state is not None:
                 wait_s = max(0.0, due_s - self._clock.monotonic_s())
             arrived = port.receive(wait_s)
             self._exchange_news()  # first: what the requests change is to be gathered
@@ -90,10 +94,12 @@ class RoomsThread:
                 port.reply(peer, service.apply(peer, requests))
             self._note_ends()
             service.expire()
-            if (service.has_updates or service.has_news) and self._clock.monotonic_s() >= due_s:
+            has_work = service.has_updates or service.has_news or self._state is not None
+            if has_work and self._clock.monotonic_s() >= due_s:
                 for updates in service.take_updates():
                     port.publish(updates)
                 self._tell()
+                self._tell_state()
                 due_s = self._clock.monotonic_s() + limits.ROOM_TICK_S
         port.close()
 
@@ -110,12 +116,20 @@ class RoomsThread:
 
         def take(message: NewsMessage) -> None:
             news = decode_news(message.body)
-            if news.ends:
+            if news.begins:
+                self._begun.add(message.incarnation)
+            if news.ends and message.incarnation in self._begun:  # else it lacks the beginning
+                self._begun.discard(message.incarnation)
                 nodes.note_told(message.incarnation)
             put(lambda: service.apply_news(message.incarnation, news))
 
         nodes.handle(TOPIC, take)
-        nodes.on_gone(lambda incarnation: put(lambda: service.remove_node(incarnation)))
+        def forget(incarnation: str) -> None:
+            self._begun.discard(incarnation)
+            put(lambda: service.remove_node(incarnation))
+
+        nodes.on_lost(self._begun.discard)
+        nodes.on_gone(forget)
         nodes.on_asked(lambda: put(self._tell_all))
 
     def _exchange_news(self) -> None:
@@ -136,16 +150,35 @@ class RoomsThread:
                 self._nodes.publish(TOPIC, encode_news(news))
 
     def _tell_all(self) -> None:
-        """Tell all members of this node, for a node that has asked."""
+        """Begin to tell all that this node has, for a node that has asked."""
         now_s = self._clock.monotonic_s()
-        self._shares_until_s = now_s + DEAD_AFTER_S  # the registry may not show that node yet
+        self._share_on(now_s)  # the registry may not show that node yet
+        if self._state is not None:  # whoever asks now has missed the beginning
+            self._must_tell_again = True
+        elif now_s - self._told_at_s >= _TOLD_S:  # whoever has asked meanwhile asks again
+            self._told_at_s = now_s
+            self._state = self._service.state()
+
+    def _tell_state(self) -> None:
+        """Tell the next part of all that this node has. Call it after `_tell`: what is told later
+        must not be older."""
+        if self._nodes is None or self._state is None:
+            return
+        self._share_on(self._clock.monotonic_s())
+        size_bytes = 0
+        while size_bytes < NEWS_BYTES:
+            news = next(self._state, None)
+            if news is None:
+                self._state = self._service.state() if self._must_tell_again else None
+                self._must_tell_again = False
+                return
+            body = encode_news(news)
+            size_bytes += len(body)
+            self._nodes.publish(TOPIC, body)
+
+    def _share_on(self, now_s: float) -> None:
+        self._shares_until_s = now_s + DEAD_AFTER_S
         self._service.shares = True
-        if self._nodes is None or now_s - self._told_at_s < _TOLD_S:
-            return  # whoever has asked meanwhile asks again
-        self._told_at_s = now_s
-        self._tell()  # what is told later must not be older
-        for news in self._service.state():
-            self._nodes.publish(TOPIC, encode_news(news))
 
     def _note_ends(self) -> None:
         while not self._ended.empty():

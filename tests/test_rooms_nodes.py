@@ -27,7 +27,7 @@ from pylon.bus.rooms_messages import (
     Subscribe,
 )
 from pylon.clock import NS_PER_S, ManualClock
-from pylon.rooms.node_news import NEWS_BYTES, RoomNews, decode_news, encode_news
+from pylon.rooms.node_news import NEWS_BYTES, Raw, RoomNews, decode_news, encode_news
 from pylon.rooms.service import RoomService
 
 WORKER = b"r1-w"
@@ -63,6 +63,14 @@ class Node:
     def copy_all(self, other: Node) -> None:
         """Learn all of another node, as after a gap."""
         self.hear(other, [encode_news(news) for news in other.service.state()])
+
+    def history(self, channel: str) -> list[bytes]:
+        (reply,) = self.ask(GetHistory(channel, limits.CHANNEL_MESSAGES))
+        lines = json.loads(reply.body)["result"]
+        return [json.dumps(line, separators=(",", ":")).encode() for line in lines]
+
+    def messages(self, channel: str) -> list[str]:
+        return [json.loads(text)["message"] for text in self.history(channel)]
 
     def room(self, name: str) -> dict[str, Any]:
         (reply,) = self.ask(GetRoom(name, ""))
@@ -225,7 +233,47 @@ def test_a_large_state_is_told_in_portions() -> None:
 
 
 def test_news_of_a_later_version_can_be_read() -> None:
-    assert decode_news(b'[[],[],[],[],false,false,"new"]') == RoomNews([], [], [], [])
+    assert decode_news(b'[[],[],[],[],false,false,[],"new"]') == RoomNews([], [], [], [])
+
+
+def test_a_node_that_starts_learns_the_history_of_channels_once(pair: Pair) -> None:
+    a, b = pair.nodes
+    a.ask(Publish("c", "one"), Publish("c", "one"))  # within a millisecond
+    pair.exchange()
+    a.clock.advance(1)
+    b.clock.advance(2)
+    b.ask(Publish("c", "three"), Publish("d", "other"))
+    a.ask(Publish("c", "two"))
+    pair.exchange()
+    late = Node("late")
+    late.copy_all(b)
+    late.copy_all(a)
+    late.hear(a, [encode_news(RoomNews(published=[("d", Raw(a.history("d")[0]))]))])
+    for node in (a, b, late):
+        assert node.messages("c") == ["one", "one", "two", "three"]
+        assert node.messages("d") == ["other"]
+
+
+def test_history_is_told_in_parts_and_keeps_its_bounds(pair: Pair) -> None:
+    a, b = pair.nodes
+    for number in range(limits.CHANNEL_MESSAGES + 5):
+        a.clock.advance(1)
+        b.clock.advance(1)
+        a.ask(Publish("c", f"{number} {'x' * (NEWS_BYTES // 20)}"))
+    a.clock.advance(limits.CHANNEL_IDLE_S / 2)
+    a.ask(Publish("young", "message"))
+    a.tell()  # the news of these messages are lost
+    told = [encode_news(news) for news in a.service.state()]
+    assert len(told) > 4 and max(map(len, told)) < 1.2 * NEWS_BYTES
+    b.clock.advance(limits.CHANNEL_IDLE_S / 2 + 30)
+    b.hear(a, told)
+    assert b.history("c") == a.history("c") and len(b.history("c")) == limits.CHANNEL_MESSAGES
+    pair.advance(limits.CHANNEL_IDLE_S / 2)  # a channel grows no younger by being told
+    assert (b.history("c"), b.messages("young")) == ([], ["message"])
+    old = Node("old")
+    old.clock.advance(3 * limits.CHANNEL_IDLE_S)
+    old.hear(a, told)
+    assert old.history("c") == old.history("young") == []
 
 
 USERS = ("u0", "u1", "u2", "u3")
@@ -247,7 +295,9 @@ def test_all_nodes_converge_after_any_losses(seed: int, steps: int) -> None:
         at = rng.randrange(3)
         node, room, user = pair.nodes[at], rng.choice(ROOMS), rng.choice(USERS)
         node.clock.advance(rng.choice((0.0, 0.01, 3.0)))
-        match rng.randrange(7):
+        match rng.randrange(8):
+            case 7:
+                node.ask(Publish("c", f"{rng.randrange(3)}"))
             case 0 | 1:
                 node.ask(join(room, user, rng.randrange(100)))
             case 2:
@@ -289,3 +339,5 @@ def test_all_nodes_converge_after_any_losses(seed: int, steps: int) -> None:
             for user in members} == parts
     assert shown[0] == shown[1] == shown[2]
     assert pair.nodes[0].clock.wall_ns() > NS_PER_S
+    histories = [sorted(node.history("c")) for node in pair.nodes]
+    assert histories[0] == histories[1] == histories[2]

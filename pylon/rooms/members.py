@@ -258,11 +258,13 @@ class Rooms:
         return None if member is None or not member.is_here else _part_of(name, member)
 
     def own_parts(self) -> Iterator[MemberPart]:
-        """Yield all parts of this node."""
-        for name, room in self._rooms.items():
-            for member in room.members.values():
-                if member.is_here:
-                    yield _part_of(name, member)
+        """Yield all parts of this node, each as it is when it is taken. Members that join
+        meanwhile are left out, and so are those that leave."""
+        keys = [(name, user_id) for name, room in self._rooms.items() for user_id in room.members]
+        for name, user_id in keys:
+            part = self.part_of(name, user_id)
+            if part is not None:
+                yield part
 
     def put_part(self, incarnation: str, part: MemberPart) -> None:
         """Take over a part of another node. Limits do not refuse it: that node has judged it."""

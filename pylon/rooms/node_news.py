@@ -50,7 +50,7 @@ class RoomNews(msgspec.Struct, array_like=True):
     """One message of a node.
 
     `begins` and `ends` enclose a node's whole state, in one message or in several: parts of it that
-    are not among them have ended.
+    are not among them have ended. Other news may come between them.
     """
 
     members: list[MemberPart] = []
@@ -59,6 +59,7 @@ class RoomNews(msgspec.Struct, array_like=True):
     published: list[tuple[str, Raw]] = []  # messages of channels
     begins: bool = False
     ends: bool = False
+    history: list[tuple[str, list[Raw]]] = []  # messages that channels keep, from any node
 
 
 decode_news: Final = msgspec.json.Decoder(RoomNews).decode

@@ -40,7 +40,7 @@ from pylon.errors import InternalError, PylonError, RoomLimitReached
 from pylon.errors.wire import WireError
 from pylon.rooms.channels import PUBLISHED, Channels
 from pylon.rooms.members import Rooms
-from pylon.rooms.node_news import NodeChanges, RoomNews, portions
+from pylon.rooms.node_news import NEWS_BYTES, NodeChanges, Raw, RoomNews, portions
 from pylon.rooms.updates import Updates, json_text
 
 _NOT_IN_ROOM: Final = b'{"%b":false,"reason":"not_in_room"}'
@@ -145,10 +145,16 @@ class RoomService:
         return self._changes.take(self._rooms.part_of)
 
     def state(self) -> Iterator[RoomNews]:
-        """Yield all members of this node, for a node that knows nothing of them."""
+        """Yield all members of this node and the history of its channels, for a node that knows
+        nothing of them. The caller may execute other commands meanwhile, and tells what they change
+        (`take_news`) before it takes the next item."""
         yield RoomNews(begins=True)
         for members in portions(self._rooms.own_parts()):
             yield RoomNews(members=members)
+        for part in self._channels.history_parts(NEWS_BYTES):
+            yield RoomNews(history=[
+                (channel, [Raw(text) for text in texts]) for channel, texts in part
+            ])
         yield RoomNews(ends=True)
 
     def apply_news(self, incarnation: str, news: RoomNews) -> None:
@@ -167,6 +173,10 @@ class RoomService:
             rooms.end_part(incarnation, ended)
         for channel, text in news.published:
             self._channels.keep(channel, bytes(text))
+        if news.history:
+            self._channels.merge([
+                (channel, [bytes(text) for text in texts]) for channel, texts in news.history
+            ])
         if news.ends:
             rooms.end_copy(incarnation)
 
