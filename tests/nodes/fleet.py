@@ -1,4 +1,9 @@
-"""A fleet: nodes on one database, writers and clients on them, and the comparison afterwards."""
+"""A fleet: nodes on one database, writers and clients on them, and the comparison afterwards.
+
+Beside the load and the clients (`load`, `clients`, judged by `history`) it has users in a room
+(`attendees`), devices that edit a document (`editors`) and sessions that end (`sessions`).
+`Fleet.trial` lets a fault happen, and returns every promise that it broke.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,26 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tests.nodes.attendees import Attendance
 from tests.nodes.clients import NodeClient
-from tests.nodes.history import Change, problems_of
+from tests.nodes.editors import Editing
+from tests.nodes.history import Change, longest_wait, problems_of
 from tests.nodes.load import Load
-from tests.support.manifests import notes_app
+from tests.nodes.sessions import REVOKED_S, Revocation, revocation_problems
+from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import WAIT_S, wait_until
 
 CATCH_UP_S: Final = 60.0
 RETAINED: Final = "10000000"
+END_SESSION_S: Final = 0.3  # after the begin of a fault
+
+
+def trial_app() -> dict[str, Any]:
+    """The app of a fleet: notes with a text that several devices edit, and ticks."""
+    manifest = notes_app()
+    manifest["entities"][0]["fields"].append(field("body", "richtext", optional=True))
+    return manifest
 
 
 class Node(PylonServer):
@@ -60,7 +76,7 @@ class Fleet:
         *, writers: int = 3, clients: int = 6, seed: int = 1,
     ) -> None:
         self.nodes = [
-            Node(folder / f"node{number}", notes_app(), {
+            Node(folder / f"node{number}", trial_app(), {
                 "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "1", "PYLON_SSE_WORKERS": "1",
                 "PYLON_SHARD_WORKERS": "1", "PYLON_CHANGE_LOG_RETAIN": RETAINED,
                 "PYLON_LOG_LEVEL": "info", **env_of(number),
@@ -70,6 +86,9 @@ class Fleet:
         self._writers, self._clients, self._seed = writers, clients, seed
         self.clients: list[NodeClient] = []
         self.load: Load
+        self.attendance: Attendance
+        self.editing: Editing
+        self._trials = 0
         self.voids: list[tuple[int, int]] = []  # seqs that a failover has lost
         self._log: list[Change] = []
 
@@ -90,8 +109,11 @@ class Fleet:
                     token, user_id = self.nodes[number % len(self.nodes)].guest()
                 client = NodeClient(self.nodes, number, ("ws", "sse")[number % 2], token, user_id)
                 self.clients.append(stack.enter_context(client))
-            self.load.start()
-            stack.callback(self.load.stop)
+            self.attendance = Attendance(self.nodes)
+            self.editing = Editing(self.nodes)
+            for party in (self.load, self.attendance, self.editing):
+                party.start()
+                stack.callback(party.stop)
             self.load.wait_for_progress()
             yield self
 
@@ -102,14 +124,54 @@ class Fleet:
             node.wait_ready(timeout_s)
         return time.monotonic() - begin_s
 
+    def trial(
+        self, name: str, fault: Callable[[], int | None], longest_wait_s: float,
+        others_wait_s: float | None = None,
+    ) -> list[str]:
+        """Let a fault happen under load; return what is wrong afterwards.
+
+        Args:
+            fault: returns the number of the node that it happened to, or None.
+            longest_wait_s: for the acknowledgement of a write, with its repetitions elsewhere.
+            others_wait_s: the same, of writes that were sent to other nodes only.
+        """
+        self._trials += 1
+        begin_s = time.monotonic()
+        self.load.spread()
+        self.attendance.admit_visitors()
+        ending = Revocation(self.nodes)
+        ending.end_soon(END_SESSION_S)
+        victim = fault()
+        self.attendance.cut_visitors()
+        ready_s = self.wait_ready()
+        problems = ending.problems(within_s=REVOKED_S)
+        resumed_s = self.load.wait_for_progress()
+        problems += self.check()
+        waits = [(longest_wait(self.load.ops, begin_s), longest_wait_s)]
+        if victim is not None and others_wait_s is not None:
+            waits.append((longest_wait(self.load.ops, begin_s, but=victim), others_wait_s))
+        for op, bound_s in waits:
+            if op is not None and op.wait_s > bound_s:
+                problems.append(f"wait: {op} waited {op.wait_s:.1f} s, allowed: {bound_s:g} s")
+        waited = ", ".join("none" if op is None else f"{op.wait_s:.2f} s" for op, _ in waits)
+        print(f"{name}: ready after {ready_s:.1f} s, all writers write after {resumed_s:.1f} s; the"
+              f" longest wait for an acknowledgement (anywhere, on other nodes): {waited}; the"
+              f" trial took {time.monotonic() - begin_s:.1f} s")
+        return problems
+
     def check(self) -> list[str]:
-        """Let the writers rest, wait until all is delivered, and compare; what is wrong."""
+        """Let everybody rest, wait until all is delivered, and compare; what is wrong."""
         self.wait_ready()
+        problems = revocation_problems(self.nodes, self._trials)
+        problems += self.attendance.problems()
+        problems += self.editing.hold()
         self.load.pause()
         try:
-            return self._compare()
+            problems += self.editing.problems()
+            return problems + self._compare()
         finally:
             self.load.resume()
+            self.editing.release()
 
     def _compare(self) -> list[str]:
         problems = self.load.failures()
@@ -130,7 +192,8 @@ class Fleet:
                 )
         streams = [client.finish() for client in self.clients]
         problems += problems_of(
-            self.load.ops, self._log, streams, self.load.counter_id, self.voids
+            self.load.ops, self._log, streams, self.load.counter_id, self.voids,
+            frozenset({self.editing.row_id}),
         )
         return problems + self._compare_rows()
 
@@ -167,36 +230,40 @@ class Fleet:
 
     # --- what happens to nodes; each leaves them running
 
-    def kill_node(self, number: int) -> None:
+    def kill_node(self, number: int) -> int:
         """kill -9 of the supervisor, which takes all of its workers with it, and a new start."""
         self.nodes[number].kill()
         self.nodes[number].restart()
+        return number
 
-    def kill_workers(self, number: int, role: str) -> None:
+    def kill_workers(self, number: int, role: str) -> int:
         """kill -9 of the workers of a role; the supervisor starts others."""
         for pid in self.nodes[number].pids(role):
             os.kill(pid, signal.SIGKILL)
+        return number
 
-    def freeze_writer(self, number: int, for_s: float) -> None:
+    def freeze_writer(self, number: int, for_s: float) -> int:
         """SIGSTOP of the supervisor, the writer's process, and SIGCONT."""
         process = self.nodes[number].process
         assert process is not None
         process.send_signal(signal.SIGSTOP)
         time.sleep(for_s)
         process.send_signal(signal.SIGCONT)
+        return number
 
-    def freeze_node(self, number: int, for_s: float) -> None:
+    def freeze_node(self, number: int, for_s: float) -> int:
         """SIGSTOP of all processes of a node, and SIGCONT."""
         node = self.nodes[number]
         node.signal_all(signal.SIGSTOP)
         time.sleep(for_s)
         node.signal_all(signal.SIGCONT)
+        return number
 
     def restart_node(self, number: int) -> int:
-        """SIGTERM, the exit code, and a new start."""
-        code = self.nodes[number].terminate()
+        """SIGTERM, exit code 0, and a new start."""
+        assert self.nodes[number].terminate() == 0, self.nodes[number].log()
         self.nodes[number].restart()
-        return code
+        return number
 
 
 def folder_env(_: Any) -> Mapping[str, str]:

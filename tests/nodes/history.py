@@ -5,6 +5,7 @@
 - an acknowledged write is in the log once, with the seq and the row of its acknowledgement; a
   refused one is not there; one without an answer is there at most once; the log has nothing else;
 - the writes of a writer to one row are in the order in which it sent them;
+- an acknowledged write was acknowledged within a bound of when its writer first sent it;
 - the counter that all writers raise under If-Match rises by one in each of its changes;
 - a client's stream is in seq order, without repetition, and each event is the log's; between its
   snapshots it lacks no event that its policy shows, except images of rows that it lost later on;
@@ -40,6 +41,14 @@ class Op:
     outcome: Outcome = "unknown"
     seq: int = 0
     tries: int = 0
+    nodes: set[int] = field(default_factory=set)  # that it was sent to
+    sent_s: float = 0.0  # monotonic; first sent
+    answered_s: float = 0.0  # acknowledged or refused
+
+    @property
+    def wait_s(self) -> float:
+        """How long its writer waited for the answer."""
+        return self.answered_s - self.sent_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +98,35 @@ def mark_of(change: Change, counter_id: str) -> tuple[str, str] | None:
 
 def problems_of(
     ops: Sequence[Op], log: Sequence[Change], streams: Sequence[Stream], counter_id: str,
-    voids: Sequence[tuple[int, int]] = (),
+    voids: Sequence[tuple[int, int]] = (), others_rows: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Return what is wrong; empty: nothing.
 
     Args:
+        others_rows: ids of rows that others than the writers change.
         voids: ranges of seqs, without both ends, that a failover has lost: what was acknowledged or
             shown with such a seq is gone, and who saw it had to take a snapshot afterwards.
     """
     return [
         *_problems_of_log(log, counter_id),
-        *_problems_of_ops(ops, log, counter_id, voids),
+        *_problems_of_ops(
+            ops, [change for change in log if change.row_id not in others_rows], counter_id, voids
+        ),
         *(line for stream in streams for line in problems_of_stream(stream, log, voids)),
     ]
+
+
+def longest_wait(ops: Sequence[Op], since_s: float, *, but: int | None = None) -> Op | None:
+    """Return the acknowledged write that waited longest, of those that were not done at `since_s`.
+
+    Args:
+        but: a node; leave out the writes that were sent to it.
+    """
+    done = [
+        op for op in ops
+        if op.outcome == "acknowledged" and op.answered_s >= since_s and but not in op.nodes
+    ]
+    return max(done, key=lambda op: op.wait_s, default=None)
 
 
 def is_void(seq: int, voids: Sequence[tuple[int, int]]) -> bool:

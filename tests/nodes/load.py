@@ -2,8 +2,9 @@
 the nodes has acknowledged them, and notes what it was told.
 
 A push has a few changes of different rows: ticks, and inserts, updates and deletes of notes that
-the writer owns. Between pushes a writer raises the counter that all share, under If-Match, and
-reads a row that one node has acknowledged from another node.
+the writer owns. Between pushes a writer raises the counter that all share, under If-Match, reads a
+row that one node has acknowledged from another node, and repeats an acknowledged push there, which
+must be given the same results and change nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ TRY_S: Final = 8.0  # for one answer
 GIVE_UP_S: Final = 60.0  # for a push on all nodes together
 PAUSE_S: Final = 0.08
 NOTES: Final = 40  # that a writer keeps, at the most
+REPEAT: Final = 0.1  # of the pushes are repeated on another node
 
 
 class Load:
@@ -42,7 +44,7 @@ class Load:
             for number in range(writers)
         ]
         self.may_lose_rows = False  # a promoted standby may lack them
-        self.stale: list[str] = []  # reads that did not find what was acknowledged
+        self.stale: list[str] = []  # what another node answered wrongly
         self._stopping = threading.Event()
         self._resumed = threading.Event()
 
@@ -60,6 +62,11 @@ class Load:
         for writer in self.writers:
             writer.rests = False
         self._resumed.set()
+
+    def spread(self) -> None:
+        """Let each writer go back to the node that it began with."""
+        for writer in self.writers:
+            writer.goes_home = True
 
     def stop(self) -> None:
         self._stopping.set()
@@ -112,7 +119,8 @@ class _Writer:
         self, load: Load, number: int, token: str, user_id: str, rng: random.Random
     ) -> None:
         self.load, self.token, self.user_id, self.random = load, token, user_id, rng
-        self.at = number  # the node that it uses
+        self._home = self.at = number  # the node that it uses
+        self.goes_home = False
         self.ops: list[Op] = []
         self.notes: list[str] = []
         self.acknowledged = 0
@@ -124,6 +132,9 @@ class _Writer:
     def _run(self) -> None:
         try:
             while self.load.may_go_on(self):
+                if self.goes_home:
+                    self._hang_up()
+                    self.at, self.goes_home = self._home, False
                 self._push()
                 if self.random.random() < 0.15:
                     self._raise_counter()
@@ -177,7 +188,10 @@ class _Writer:
                 self.notes.append(result["row_id"])
             elif op.kind == "delete":
                 self.notes.remove(result["row_id"])
-        self._read_elsewhere([op for op, _ in sent])
+        if self.random.random() < REPEAT:
+            self._repeat_elsewhere(body, answer["results"])
+        else:
+            self._read_elsewhere([op for op, _ in sent])
 
     def _note_refusal(self, op: Op, error: Mapping[str, Any]) -> None:
         if error.get("retryable"):
@@ -204,6 +218,26 @@ class _Writer:
         wanted = 404 if op.kind == "delete" else 200
         if status != wanted or (status == 200 and row["rank"] != op.number):
             self.load.stale.append(f"stale: {op}, another node answered {status} {row}")
+
+    def _repeat_elsewhere(self, body: Any, results: Sequence[Mapping[str, Any]]) -> None:
+        """Push once more what is acknowledged: each op_id counts once, on whichever node."""
+        if self.load.may_lose_rows or any(result["status"] == "error" for result in results):
+            return
+        other = self.load.nodes[(self.at + 1) % len(self.load.nodes)]
+        try:
+            status, answer, _ = other.request(
+                "POST", "/api/sync/push", body, token=self.token, timeout_s=2
+            )
+        except (OSError, http.client.HTTPException):
+            return  # it is down
+        if status >= 500 or status == 429:
+            return
+        again = answer.get("results") or []
+        if any(r["status"] == "error" and r["error"].get("retryable") for r in again):
+            return
+        told = [(r["status"], r.get("seq"), r.get("row_id")) for r in again]
+        if told != [("replayed", r["seq"], r["row_id"]) for r in results]:
+            self.load.stale.append(f"repeated: {results}, another node answered {status} {told}")
 
     def _raise_counter(self) -> None:
         """Read the counter, and raise it under If-Match; the key makes a repetition one write."""
@@ -232,10 +266,13 @@ class _Writer:
     def _until_answered(
         self, method: str, path: str, body: Any, headers: Mapping[str, str], ops: Sequence[Op]
     ) -> tuple[int, Any, Mapping[str, str]] | None:
-        deadline_s = time.monotonic() + GIVE_UP_S
-        while time.monotonic() < deadline_s:
+        begin_s = time.monotonic()
+        for op in ops:
+            op.sent_s = begin_s
+        while time.monotonic() < begin_s + GIVE_UP_S:
             for op in ops:
                 op.tries += 1
+                op.nodes.add(self.at % len(self.load.nodes))
             try:
                 answer = self._once(method, path, body, headers)
             except (OSError, http.client.HTTPException, ValueError):
@@ -247,14 +284,19 @@ class _Writer:
                     if result["status"] == "error" and result["error"].get("retryable")
                 ] if isinstance(answer[1], dict) else []
                 if not failed:
+                    for op in ops:
+                        op.answered_s = time.monotonic()
                     return answer
             self._leave_node()
         return None
 
-    def _leave_node(self) -> None:
+    def _hang_up(self) -> None:
         if self.conn is not None:
             self.conn.close()
             self.conn = None
+
+    def _leave_node(self) -> None:
+        self._hang_up()
         self.at = (self.at + 1) % len(self.load.nodes)
         time.sleep(self.random.uniform(0.02, 0.2))
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.nodes.history import Change, Op, Stream, problems_of
+from tests.nodes.editors import problems_of_text
+from tests.nodes.history import Change, Op, Outcome, Stream, longest_wait, problems_of
 
 COUNTER = "c"
 
@@ -108,3 +109,29 @@ def test_each_broken_promise_is_found(break_it: Callable[[Record], Any], word: s
     record = Record()
     break_it(record)
     assert any(word in line for line in record.problems()), record.problems()
+
+
+def test_longest_wait_counts_acknowledged_writes_of_the_time() -> None:
+    def op(outcome: Outcome, sent_s: float, answered_s: float, *nodes: int) -> Op:
+        return Op("ann", 1, "insert", "Tick", "1", outcome=outcome, sent_s=sent_s,
+                  answered_s=answered_s, nodes=set(nodes))
+
+    early, long, short = (
+        op("acknowledged", 0, 9, 1), op("acknowledged", 5, 13, 0, 1), op("acknowledged", 11, 14, 1)
+    )
+    ops = [early, op("unknown", 0, 0, 1), op("refused", 10, 30, 1), long, short]
+    assert longest_wait(ops, 10.0) is long
+    assert longest_wait(ops, 10.0, but=0) is short
+    assert longest_wait(ops, 10.0, but=1) is None
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("0:1;1:1;", ""),
+    ("1:1;0:1;1:2;", ""),  # 1:2 was made, and its answer got lost
+    ("1:1;", "0:1 is not in the text"),
+    ("0:1;1:1;0:1;", "0:1 is in the text 2 times"),
+    ("0:1;1:1;7:7;", "nobody made the mark 7:7"),
+])
+def test_each_wrong_text_of_a_document_is_found(text: str, problem: str) -> None:
+    found = problems_of_text(text, ["0:1", "1:1"], {"0:1", "1:1", "1:2"})
+    assert found == [] if not problem else problem in found[0]
