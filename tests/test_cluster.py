@@ -11,20 +11,22 @@ import pytest
 import zmq
 from gevent.event import Event
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.clock import ManualClock, SystemRandom
 from pylon.cluster import envelopes
 from pylon.cluster.addresses import bind_endpoint, worker_endpoint
 from pylon.cluster.envelopes import OpenTunnel
 from pylon.cluster.keys import KeyPair, is_key, load_key_pair, make_key_pair, save_key_pair
 from pylon.cluster.links import Link, Links
-from pylon.cluster.peers import Peer, Peers
+from pylon.cluster.peers import Peers
 from pylon.cluster.port import ClusterPort
 from pylon.cluster.tunnels import Tunnel
 from pylon.errors import Draining, PylonError, ShardNotFound, Unavailable
+from pylon.storage.nodes import NodeFacts
 from tests.support.wait import WAIT_S, run_greenlets_until
 
 A, B = make_key_pair(), make_key_pair()
+NODE_A = NodeFacts("a", "a1", ("http", "shards"), "1", curve_key=A.public)
 HEAD = b"GET /?shard=arena HTTP/1.1\r\n\r\n"
 
 
@@ -69,7 +71,8 @@ class Nodes:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.peers = Peers([Peer("a", "a1", A.public, "", 0)])
+        self.peers = Peers()
+        self.peers.replace([NODE_A])
         self.exits = Exits()
         self.release = Event()
         self.port_number = free_port()
@@ -170,13 +173,38 @@ def test_a_stranger_without_a_registered_key_is_refused(nodes: Nodes) -> None:
     stranger = Links(make_key_pair(), nodes.clock, SystemRandom())
     call = outcome(lambda: stranger.find(nodes.url, B.public, "1").call(b"hello"))
     assert nodes.link().call(b"hello") == b"HELLO"
-    gevent.sleep(0.3)
+    run_greenlets_until("it asks", lambda: nodes.port._zap._waiting)
+    before = metrics.CLUSTER_REFUSED.labels("key")._value.get()
+    for _ in range(3):
+        nodes.peers.replace([NODE_A])
+    assert metrics.CLUSTER_REFUSED.labels("key")._value.get() == before + 1
+    gevent.sleep(0.1)
     assert not call.ready() and nodes.port.nodes == ["a"]
     nodes.clock.advance(limits.CLUSTER_DEAD_S + 1)
     stranger.tick()
     gevent.joinall([call], timeout=WAIT_S)
     assert isinstance(call.value, Unavailable)
     stranger.close()
+
+
+def test_a_node_that_has_just_started_is_admitted_with_the_next_report(nodes: Nodes) -> None:
+    nodes.peers.replace([])
+    call = outcome(lambda: nodes.link().call(b"hello"))
+    run_greenlets_until("it asks", lambda: nodes.port._zap._waiting)
+    nodes.peers.replace([])
+    nodes.peers.replace([NODE_A])
+    gevent.joinall([call], timeout=WAIT_S)
+    assert call.value == b"HELLO"
+
+
+def test_many_strangers_do_not_fill_the_handler(nodes: Nodes) -> None:
+    strangers = [Links(make_key_pair(), nodes.clock, SystemRandom()) for _ in range(70)]
+    for stranger in strangers:
+        stranger.find(nodes.url, B.public, "1")
+    run_greenlets_until("they ask", lambda: len(nodes.port._zap._waiting) == 64)
+    assert nodes.link().call(b"hello") == b"HELLO"
+    for stranger in strangers:
+        stranger.close()
 
 
 @pytest.mark.parametrize("kind", [zmq.DEALER, zmq.REQ])
@@ -227,7 +255,7 @@ def test_a_node_that_has_left_the_registry_is_dropped_and_admitted_again_later(
     call = outcome(lambda: nodes.link().call(b"hello"))
     gevent.sleep(0.3)
     assert not call.ready()
-    nodes.peers.replace([Peer("a", "a1", A.public, "", 0)])
+    nodes.peers.replace([NODE_A])
     nodes.clock.advance(limits.CLUSTER_DEAD_S + 1)
     nodes.links.tick()
     assert nodes.link().call(b"hello") == b"HELLO"

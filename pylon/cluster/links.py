@@ -10,8 +10,8 @@ lost when a parcel is missing or the other process is a new one. A lost link end
 Invariants: a call ends in its answer, or in Unavailable after limits.CALL_TIMEOUT_S; then the other
 node may have executed it or not. Bounds: limits.CALLS_IN_FLIGHT calls and limits.CLUSTER_TUNNELS
 tunnels of a link; `outgoing` has those of the bytes. Metrics: pylon_cluster_links,
-pylon_cluster_links_lost_total, pylon_cluster_calls_total. Called by `pylon.bus.shards` in all
-workers, and by `workers.shards`.
+pylon_cluster_links_lost_total, pylon_cluster_tunnels, pylon_cluster_calls_total. Called by
+`pylon.bus.shards` in all workers, and by `workers.shards`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ from pylon.cluster.outgoing import OutgoingQueue
 from pylon.cluster.sockets import WatchedSocket, open_client
 from pylon.cluster.tunnels import Tunnel, TunnelUser
 from pylon.errors import Unavailable
+from pylon.realtime.placement import ShardHome
 
 _TRY_AGAIN: Final = "Try again in a moment"
 _NAME_BYTES: Final = 12
 _WANTED: Final = ("idle", "closed")  # reasons for which this process closes a link
 
 _log = log.get_logger("cluster")
+_ENTRIES: Final = metrics.CLUSTER_TUNNELS.labels("entry")
 _CALLS: Final = {
     result: metrics.CLUSTER_CALLS.labels(result) for result in ("answered", "refused", "failed")
 }
@@ -106,6 +108,7 @@ class Link:
         )
         tunnel.user = user
         self._tunnel_by_id[tunnel.number] = tunnel
+        _ENTRIES.inc()
         self._queue.put(OPEN, tunnel.number, envelopes.encode(opening))
         return tunnel
 
@@ -159,6 +162,7 @@ class Link:
             self._loop.run_callback(waiter.throw, lost)
         tunnels = list(self._tunnel_by_id.values())
         self._tunnel_by_id.clear()
+        _ENTRIES.dec(len(tunnels))
         self._on_lost(self, reason)
         for tunnel in tunnels:
             tunnel.end(is_lost=True)
@@ -169,7 +173,8 @@ class Link:
         return self._next_id
 
     def _forget(self, tunnel: Tunnel) -> None:
-        self._tunnel_by_id.pop(tunnel.number, None)
+        if self._tunnel_by_id.pop(tunnel.number, None) is not None:
+            _ENTRIES.dec()
 
     def _on_drained(self) -> None:
         for tunnel in list(self._tunnel_by_id.values()):
@@ -217,8 +222,9 @@ class Link:
         elif kind == END:
             error = envelopes.decode_error(envelope.body)
             for number in envelope.ids:
-                tunnel = self._tunnel_by_id.pop(number, None)
+                tunnel = self._tunnel_by_id.get(number)
                 if tunnel is not None:
+                    self._forget(tunnel)
                     tunnel.end(error)
         elif kind == TAKEN:
             size_bytes = envelopes.decode_number(envelope.body)
@@ -265,6 +271,13 @@ class Links:
                 hint="Check PYLON_CLUSTER_URL of that node",
             ) from ex
         return link
+
+    def call(self, home: ShardHome, command: bytes) -> bytes:
+        """Have a worker of another node execute a command (`pylon.bus.shards.RemoteCalls`).
+
+        Raises: as `find` and `Link.call`.
+        """
+        return self.find(home.cluster_url, home.curve_key, home.worker).call(command)
 
     def tick(self) -> None:
         """Send beats, drop the links that are silent, and close those that nobody uses."""

@@ -1,46 +1,37 @@
-"""Peers: the other nodes that live, as a process of this node knows them.
+"""Peers: the nodes that live, as a process of one node knows them.
 
-The supervisor has them from the registry, and tells its workers (`pylon.bus.messages`). A cluster
-port admits their keys and nobody else's.
+The supervisor has them from the registry, and reports them to its workers (`NodeState` on the bus).
+A cluster port admits their keys and nobody else's.
 
 Invariant: before the first report nobody is admitted. Called by `zap`, `port` and the workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import msgspec
+from collections.abc import Callable, Iterable
 
 from pylon.cluster.keys import is_key
-
-
-class Peer(msgspec.Struct, frozen=True, array_like=True):
-    """Another node that lives."""
-
-    node: str
-    incarnation: str
-    key: str  # the public half of its key pair; "": of a version without one
-    url: str  # PYLON_CLUSTER_URL; "": nobody reaches it
-    workers: int  # shards workers
+from pylon.storage.nodes import NodeFacts
 
 
 class Peers:
     """The newest report."""
 
-    __slots__ = ("_node_by_key", "peer_by_node")
+    __slots__ = ("_node_by_key", "_on_report")
 
-    def __init__(self, peers: Iterable[Peer] = ()) -> None:
-        self.peer_by_node: dict[str, Peer] = {}
+    def __init__(self) -> None:
         self._node_by_key: dict[str, str] = {}
-        self.replace(peers)
+        self._on_report: list[Callable[[], None]] = []
 
-    def replace(self, peers: Iterable[Peer]) -> None:
+    def replace(self, nodes: Iterable[NodeFacts]) -> None:
         """Take a report."""
-        self.peer_by_node = {peer.node: peer for peer in peers}
-        self._node_by_key = {
-            peer.key: peer.node for peer in self.peer_by_node.values() if is_key(peer.key)
-        }
+        self._node_by_key = {node.curve_key: node.name for node in nodes if is_key(node.curve_key)}
+        for callback in self._on_report:
+            callback()
+
+    def on_report(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after each report."""
+        self._on_report.append(callback)
 
     def find_node(self, key: str) -> str | None:
         """Return the node of a public key; None if no living node has it."""

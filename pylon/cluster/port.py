@@ -8,7 +8,8 @@ Invariants: only keys of living nodes connect (`zap`). A call or a tunnel that c
 executed in this process or refused, and never passed to another node: there is one hop. Bounds:
 limits.CALLS_IN_FLIGHT calls and limits.CLUSTER_TUNNELS tunnels of all links;
 limits.CLUSTER_MESSAGE_BYTES of a parcel that comes; `outgoing` has those of the bytes that leave.
-Metrics: pylon_cluster_peers, pylon_cluster_refused_total. Called by `workers.shards.server`.
+Metrics: pylon_cluster_peers, pylon_cluster_tunnels, pylon_cluster_refused_total. Called by
+`workers.shards.server`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ _TRY_AGAIN: Final = "Try again in a moment"
 _SESSION_BYTES: Final = 8
 
 _log = log.get_logger("cluster")
+_EXITS: Final = metrics.CLUSTER_TUNNELS.labels("exit")
 
 
 class TunnelExits(Protocol):
@@ -208,7 +210,7 @@ class ClusterPort:
             for number in envelope.ids:
                 tunnel = end.tunnel_by_id.pop(number, None)
                 if tunnel is not None:
-                    self._tunnels -= 1
+                    self._count(-1)
                     tunnel.end()
         elif kind == CALL:
             for number in envelope.ids:
@@ -217,7 +219,7 @@ class ClusterPort:
     def _open(self, end: _LinkEnd, number: int, opening: OpenTunnel) -> None:
         tunnel = Tunnel(number, end.queue, lambda tunnel: self._forget(end, tunnel))
         end.tunnel_by_id[number] = tunnel
-        self._tunnels += 1
+        self._count(1)
         if self._tunnels > limits.CLUSTER_TUNNELS:
             tunnel.close(Unavailable("Too many connections come from other nodes", hint=_TRY_AGAIN))
             return
@@ -228,7 +230,11 @@ class ClusterPort:
 
     def _forget(self, end: _LinkEnd, tunnel: Tunnel) -> None:
         if end.tunnel_by_id.pop(tunnel.number, None) is not None:
-            self._tunnels -= 1
+            self._count(-1)
+
+    def _count(self, tunnels: int) -> None:
+        self._tunnels += tunnels
+        _EXITS.set(self._tunnels)
 
     def _call(self, end: _LinkEnd, number: int, command: bytes) -> None:
         if self._calls >= limits.CALLS_IN_FLIGHT:
@@ -289,7 +295,7 @@ class ClusterPort:
         end.queue.close()
         tunnels = list(end.tunnel_by_id.values())
         end.tunnel_by_id.clear()
-        self._tunnels -= len(tunnels)
+        self._count(-len(tunnels))
         metrics.CLUSTER_PEERS.set(len(self._end_by_name))
         metrics.CLUSTER_LOST.labels(reason).inc()
         _log.info("cluster.link_ended", node=end.node, reason=reason, tunnels=len(tunnels))
