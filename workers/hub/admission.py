@@ -29,7 +29,7 @@ from pylon.rates import address_subject, of_addresses
 from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
 from workers.hub.addresses import shared_cap
-from workers.hub.connection import Connection, Transport
+from workers.hub.connection import ClientSocket, Connection, Transport
 from workers.hub.hub import Hub
 from workers.hub.node_state import NodeState
 from workers.hub.replay import Replay
@@ -105,7 +105,8 @@ class SubscriberAdmission:
         hub.on_closed(self._note_closed)
 
     def enter(
-        self, raw: RawSocket, connect_request: ConnectRequest, hub: Hub | None = None
+        self, raw: RawSocket | ClientSocket, connect_request: ConnectRequest,
+        hub: Hub | None = None,
     ) -> tuple[Connection, PylonError | None]:
         """Make a connection of a socket, and count it. It reads, but gets no events.
 
@@ -141,6 +142,19 @@ class SubscriberAdmission:
             connection.abort()  # the socket is no longer the acceptor's
             raise
         return connection, error
+
+    def enter_tunnel(self, raw: RawSocket, address: str, hub: Hub) -> Connection:
+        """Make a connection whose shard another node serves, and count it. The caller starts it.
+
+        That node looks up the client's session. Here only the address counts.
+
+        Raises: as `enter`.
+        """
+        self.check()
+        self._cap.add_socket(address)
+        connection = Connection(raw, hub.transport, hub, ANONYMOUS_CALLER, address)
+        hub.add(connection)
+        return connection
 
     def stream(
         self, raw: RawSocket, connect_request: ConnectRequest, replay: Replay,

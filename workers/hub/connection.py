@@ -74,6 +74,37 @@ class Transport(Protocol):
         """
 
 
+class SocketOwner(Protocol):
+    """The connection, as its socket sees it."""
+
+    def on_ready(self, events: int) -> None:
+        """Handle events that were requested. Must not block."""
+
+    def abort(self) -> None:
+        """Close the socket now."""
+
+
+class ClientSocket(Protocol):
+    """A stand-in for a client's socket: the exit of a tunnel (`workers.shards.tunnel_exits`).
+
+    Its methods do as those of a raw socket. It has no descriptor, so it watches itself.
+    """
+
+    def fileno(self) -> int:
+        """Return -1."""
+
+    def send(self, data: bytes | memoryview) -> int: ...
+
+    def recv(self, size_bytes: int) -> bytes: ...
+
+    def shutdown(self, how: int) -> None: ...
+
+    def close(self) -> None: ...
+
+    def watch(self, owner: SocketOwner, events: int) -> None:
+        """Call `owner.on_ready` while one of the events (READ, WRITE) is there."""
+
+
 class Owner(Protocol):
     """The registry of the connections: the hub."""
 
@@ -114,7 +145,8 @@ class Connection:
     _OPEN, _CLOSING, _CLOSED = range(3)
 
     def __init__(
-        self, raw: RawSocket, transport: Transport, owner: Owner, caller: Caller, address: str
+        self, raw: RawSocket | ClientSocket, transport: Transport, owner: Owner, caller: Caller,
+        address: str,
     ) -> None:
         """Take over a connected, non-blocking socket. Reading begins with `start`."""
         self.caller = caller
@@ -290,8 +322,12 @@ class Connection:
         self._outbox.put(data, frames)
 
     def _request(self, events: int) -> None:
-        poller().change(self._raw.fileno(), self, self._requested, events)
-        self._requested = events
+        before, self._requested = self._requested, events
+        raw = self._raw
+        if isinstance(raw, RawSocket):
+            poller().change(raw.fileno(), self, before, events)
+        elif before != events:
+            raw.watch(self, events)
 
     def _overflow(self, outbox: Outbox) -> None:
         outbox.keep_first()

@@ -109,4 +109,5 @@ class Heartbeat:
                 connection.abort()
             return
         connection.heartbeats_unanswered += 1
-        connection.send(transport.heartbeat)
+        if transport.heartbeat:
+            connection.send(transport.heartbeat)

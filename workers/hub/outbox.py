@@ -13,12 +13,17 @@ pylon_send_queue_size_bytes. Used by `workers.hub.connection`.
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from pylon import limits, metrics
-from pylon.runtime.raw_socket import RawSocket
 
 _Write: TypeAlias = tuple[memoryview, int, int]  # bytes, frames, bytes that count; never empty
+
+
+class ClientSocket(Protocol):
+    """A raw socket, or what stands in for one."""
+
+    def send(self, data: memoryview, /) -> int: ...
 
 
 class Outbox:
@@ -55,7 +60,7 @@ class Outbox:
         self._frames += frames
         metrics.SEND_QUEUE_BYTES.observe(self.size_bytes)
 
-    def send(self, raw: RawSocket) -> None:
+    def send(self, raw: ClientSocket) -> None:
         """Send as much as the kernel takes.
 
         Raises:

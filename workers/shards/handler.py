@@ -2,9 +2,11 @@
 
 A WebSocket client names a shard with ``?shard=`` and itself with ``&sid=``. On the HTTP port an
 event stream names the shard in its path. The handler passes a connection to a shard of another
-process on to that process, with its head. Options of our own: ``ack=1``, ``delta=1``,
-``format=msgpack``, the subprotocol ``seat.<token>`` (`reconnect_tokens`) and, for streams,
-`Last-Event-ID`.
+process on to that process, with its head; to another node it goes through a tunnel
+(`tunnel_entries`). A client that came through a tunnel is served here: the other node has found the
+home of its shard, and the registry judges whether the shard may run here. Options of our own:
+``ack=1``, ``delta=1``, ``format=msgpack``, the subprotocol ``seat.<token>`` (`reconnect_tokens`)
+and, for streams, `Last-Event-ID`.
 
 The published server drops a refused connection. This one closes it with a code: 4400 without
 `shard`, 4404 for an unknown shard, 1008 for a refusal, 1013 for a shard that admits nobody now,
@@ -18,7 +20,7 @@ nothing to its shard; one that closes while the store is read joins none. Called
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import unquote
 
 from pylon import limits
@@ -36,7 +38,7 @@ from pylon.errors import (
     Unavailable,
 )
 from pylon.rates import address_subject, user_subject
-from pylon.realtime.placement import ShardHome, elsewhere_error, placement_of
+from pylon.realtime.placement import elsewhere_error, placement_of
 from pylon.realtime.snapshots import Format
 from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.interface import Store
@@ -50,6 +52,8 @@ from workers.net.response import Headers
 from workers.shards.reconnect_tokens import ReconnectClaim, ReconnectTokens
 from workers.shards.registry import ShardRegistry
 from workers.shards.subscriber import STREAM, WEBSOCKET, Subscriber
+from workers.shards.tunnel_entries import TunnelEntries
+from workers.shards.tunnel_exits import TunnelSocket
 from workers.sse.stream import EventStreamTransport
 from workers.ws import protocol
 
@@ -61,9 +65,6 @@ TAKEN_OVER: Final = 4409
 # on the main port only.
 MAIN_PORT: Final = b"m"
 OWN_PORT: Final = b"o"
-# The same for a connection that another node has relayed.
-RELAYED_MAIN: Final = b"M"
-RELAYED_OWN: Final = b"O"
 
 _REQUEST_ID_BYTES: Final = 8
 _NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
@@ -73,29 +74,6 @@ _SEAT_IN_URL: Final = (
 )
 _PATH: Final = "/api/shards/"
 _CONNECT: Final = "/connect"
-
-
-class ShardRelay(Protocol):
-    """Relays connections to shards on other nodes: the cluster port. It knows no shards."""
-
-    def relay(
-        self, home: ShardHome, raw: RawSocket, data: bytes, *, on_main_port: bool
-    ) -> None:
-        """Take over a connection whose shard lives on another node. Never blocks.
-
-        From then on the relay owns the socket, and carries bytes in both directions. If the other
-        node cannot be reached, it closes the socket. The other node hands the connection to its
-        worker `home.worker` as one that a sibling passed on (`SIBLINGS` in
-        `workers.shards.server`), with `RELAYED_MAIN` or `RELAYED_OWN` as its first byte: that
-        worker relays it no further.
-
-        Args:
-            data: the head of the request, and the bytes that arrived behind it.
-            on_main_port: whether the connection was accepted on the main port.
-
-        Raises:
-            PylonError: too many connections are relayed; the socket is the caller's.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +93,10 @@ class ShardConnectionHandler:
         self, *, worker: str, workers: int, hops: int, store: Store, registry: ShardRegistry,
         reconnect_tokens: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
         admission: SubscriberAdmission, streams: Streams, random: RandomSource,
-        relay: ShardRelay | None = None,
+        entries: TunnelEntries | None = None,
     ) -> None:
-        """Args: `relay` carries connections to shards on other nodes; None: none does."""
-        self._relay = relay
+        """Args: `entries` serve clients of shards on other nodes; None: this node cannot."""
+        self._entries = entries
         self._worker = worker
         self._workers = workers
         self._hops = hops
@@ -135,7 +113,7 @@ class ShardConnectionHandler:
     # --- Calls of the acceptor -----------------------------------------------------------
 
     def open(
-        self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
+        self, request: Request, raw: RawSocket | TunnelSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
         """Connect a client to a shard (`workers.hub.acceptor.UpgradeHandler.open`)."""
         if request.path.startswith(_PATH) and request.path.endswith(_CONNECT):
@@ -190,14 +168,20 @@ class ShardConnectionHandler:
     # --- Internals -----------------------------------------------------------------------
 
     def _passed_on(
-        self, shard_id: str, request: Request, raw: RawSocket, early: bytes, *,
-        on_main_port: bool,
+        self, shard_id: str, request: Request, raw: RawSocket | TunnelSocket, early: bytes, *,
+        on_main_port: bool, is_stream: bool = False,
     ) -> bool:
+        """Have another process serve a client, if the shard is not here. One hop: a client that
+        came through a tunnel stays."""
+        if isinstance(raw, TunnelSocket):
+            return False
         home = placement_of(shard_id, self._workers, self._store.point)
         if not home.is_here:
-            if self._relay is None or not home.cluster_url:
+            if self._entries is None or not home.cluster_url:
                 raise elsewhere_error(shard_id, home)
-            self._relay.relay(home, raw, request.head + early, on_main_port=on_main_port)
+            self._entries.enter(
+                home, request, raw, early, on_main_port=on_main_port, is_stream=is_stream
+            )
             return True
         if home.worker == self._worker:
             return False
@@ -269,7 +253,7 @@ class ShardConnectionHandler:
         self._registry.settle_join(shard, is_in=True)
 
     def _open_stream(
-        self, request: Request, raw: RawSocket, early: bytes
+        self, request: Request, raw: RawSocket | TunnelSocket, early: bytes
     ) -> bytes | None:
         """Serve ``GET /api/shards/<id>/connect?sid=``: snapshots as an event stream."""
         streams = self._streams
@@ -279,7 +263,9 @@ class ShardConnectionHandler:
                     f"A shard's event stream is opened with GET, not with {request.method[:20]}"
                 )
             shard_id = unquote(request.path[len(_PATH) : -len(_CONNECT)])
-            if self._passed_on(shard_id, request, raw, early, on_main_port=True):
+            if self._passed_on(
+                shard_id, request, raw, early, on_main_port=True, is_stream=True
+            ):
                 return None
             token = request.bearer or request.parameters.get("token") or cookie_value(
                 request.field(b"cookie"), streams.cookie_name

@@ -33,12 +33,7 @@ from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY, SERVICE_RESTART
 from workers.hub.hub import Hub
 from workers.hub.service import Service
-from workers.shards.handler import (
-    MAIN_PORT,
-    RELAYED_MAIN,
-    ShardConnectionHandler,
-    Streams,
-)
+from workers.shards.handler import MAIN_PORT, ShardConnectionHandler, Streams
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.reconnect_tokens import ReconnectTokens
 from workers.shards.registry import ShardRegistry
@@ -114,7 +109,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     from_siblings = SocketReceiver(
         booted.runtime, SIBLINGS, booted.worker,
         lambda raw, data: acceptor.add_passed_socket(
-            raw, data[1:], on_main_port=data[:1] in (MAIN_PORT, RELAYED_MAIN)
+            raw, data[1:], on_main_port=data[:1] == MAIN_PORT
         ),
     )
 
