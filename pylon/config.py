@@ -31,7 +31,6 @@ from pylon.setting_values import (
     cookie_name,
     db_path,
     node_name,
-    origin,
     origins,
     region_name,
     role_names,
@@ -64,6 +63,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Open defaults for a developer's machine. Never on a server."),
     Setting("PYLON_ADMIN_TOKEN", "admin_token", token, None,
             "Bearer token that grants admin. Mandatory in dev mode.", secret=True),
+    Setting("PYLON_ADMIN_TOKEN_PREVIOUS", "admin_token_previous", token, None,
+            "The admin token before, which counts too while clients change to the new one.",
+            secret=True),
     Setting("PYLON_METRICS_TOKEN", "metrics_token", token, None,
             "Bearer token that may read /metrics and nothing else.", secret=True),
     Setting("PYLON_MANIFEST", "manifest", _text, "pylon.manifest.json",
@@ -124,13 +126,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "SSE worker processes; 0 switches the role off."),
     Setting("PYLON_SHARD_WORKERS", "shard_workers", _int(0, 64), "1",
             "Shard worker processes; 0 switches the role off."),
-    Setting("PYLON_CORS_ORIGIN", "cors_origin", origin, None,
-            "The web app's one origin, for Access-Control-Allow-Origin, for example "
-            "https://app.example.com. Mandatory outside dev mode.",
+    Setting("PYLON_CORS_ORIGIN", "cors_origin", origins, "",
+            "The web app's origin, or a comma list of origins: pages that may read answers, send "
+            "writes and use the session cookie, for example https://app.example.com. Mandatory "
+            "outside dev mode; dev mode also trusts every loopback origin.",
             dev_default="*"),
     Setting("PYLON_CSRF_ORIGINS", "csrf_origins", origins, "",
-            "Comma list of further origins that may send state-changing requests; the CORS origin "
-            "always may."),
+            "Comma list of further origins that are trusted as those of PYLON_CORS_ORIGIN are."),
     Setting("PYLON_TRUST_PROXY_HOPS", "trust_proxy_hops", _int(0, 16), "0",
             "Number of trusted proxies in front: the client is the N-th entry from the right of "
             "X-Forwarded-For; with fewer entries it is the connection's address."),
@@ -221,6 +223,7 @@ class Config:
 
     dev_mode: bool
     admin_token: str | None
+    admin_token_previous: str | None
     metrics_token: str | None
     manifest: str
     db_path: str
@@ -246,7 +249,7 @@ class Config:
     ws_workers: int
     sse_workers: int
     shard_workers: int
-    cors_origin: str | None
+    cors_origin: tuple[str, ...]
     csrf_origins: tuple[str, ...]
     trust_proxy_hops: int
     sockets_per_ip: int

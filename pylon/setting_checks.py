@@ -42,6 +42,11 @@ def unsafe_settings(config: Config) -> Iterator[str]:
             )
     else:
         yield from _unsafe_origins(config)
+    if config.admin_token_previous and not config.admin_token:
+        yield (
+            "PYLON_ADMIN_TOKEN_PREVIOUS is set without PYLON_ADMIN_TOKEN: it is for the change to "
+            "another token; set PYLON_ADMIN_TOKEN, or unset both"
+        )
     yield from _cookie_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
@@ -100,9 +105,9 @@ def _unsafe_origins(config: Config) -> Iterator[str]:
     example = "give the web app's origin, for example https://app.example.com"
     if not config.cors_origin:
         yield f"PYLON_CORS_ORIGIN must be set in production (non-dev mode): {example}"
-    elif config.cors_origin == "*":
+    elif "*" in config.cors_origin:
         yield f'PYLON_CORS_ORIGIN="*" is refused in production mode: {example}'
-    elif config.cors_origin == "null":
+    elif "null" in config.cors_origin:
         yield (
             'PYLON_CORS_ORIGIN="null" is refused in production mode (every sandboxed frame has '
             f"that origin): {example}"
@@ -120,12 +125,21 @@ def unsafe_origins(names: Iterable[str]) -> list[str]:
 
 
 def _cookie_problems(config: Config) -> Iterator[str]:
-    name = config.cookie_name or ""
+    if config.cookie_name is not None:
+        yield from cookie_name_problems(config, config.cookie_name, "PYLON_COOKIE_NAME is")
+
+
+def cookie_name_problems(config: Config, name: str, where: str) -> Iterator[str]:
+    """Yield why browsers would refuse a session cookie of this name (RFC 6265bis, prefixes).
+
+    Args:
+        where: the beginning of the sentence, which names the origin of the name.
+    """
     is_secure = config.cookie_secure or config.cookie_same_site == "none"
-    if name.lower().startswith(("__secure-", "__host-")) and not is_secure:
-        yield f"PYLON_COOKIE_NAME is {name!r}: browsers want PYLON_COOKIE_SECURE=true with it"
+    if name.lower().startswith(("__secure-", "__host-", "__http-")) and not is_secure:
+        yield f"{where} {name!r}: browsers want PYLON_COOKIE_SECURE=true with it"
     if name.lower().startswith("__host-") and config.cookie_domain:
-        yield f"PYLON_COOKIE_NAME is {name!r}: browsers want no PYLON_COOKIE_DOMAIN with it"
+        yield f"{where} {name!r}: browsers want no PYLON_COOKIE_DOMAIN with it"
 
 
 def _static_dir_problems(config: Config, folder: Path) -> Iterator[str]:

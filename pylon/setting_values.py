@@ -222,8 +222,7 @@ def _split(given: str, example: str, noun: str) -> SplitResult:
     if not given.isprintable():
         raise ValueError("it has characters that a header cannot carry")
     if " " in given or (noun == "origin" and "," in given):
-        hint = " (PYLON_CSRF_ORIGINS takes a comma list of further ones)"
-        raise ValueError(f"expected one {noun}, without spaces" + hint * (noun == "origin"))
+        raise ValueError(f"expected one {noun}, without spaces")
     if not given.isascii():
         raise ValueError("expected ASCII characters" + _ascii_form(given.partition("://")[2]))
     scheme, mark, rest = given.partition("://")

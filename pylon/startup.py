@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pylon.auth.cookies import cookie_name
 from pylon.bus.runtime import refuse_unfit_runtime_dir
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems
@@ -22,7 +23,7 @@ from pylon.manifest.model import Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.realtime.app_module import try_app_module
 from pylon.seed_file import refuse_bad_seed
-from pylon.setting_checks import unsafe_origins, unsafe_settings
+from pylon.setting_checks import cookie_name_problems, unsafe_origins, unsafe_settings
 from pylon.storage.factory import open_store
 
 
@@ -51,6 +52,11 @@ def read_manifest(config: Config) -> Manifest:
 
 def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
     """Yield the parts of a valid manifest that are unsafe with these settings."""
+    if config.cookie_name is None:
+        yield from cookie_name_problems(
+            config, cookie_name(manifest.name),
+            f'the name "{manifest.name}" of {config.manifest} makes the session cookie',
+        )
     if config.dev_mode:
         return
     for name in unsafe_origins(manifest.auth.trusted_origins):

@@ -26,7 +26,7 @@ def test_every_default_can_be_read() -> None:
     assert loaded.config.port == 4321
     assert set(loaded.origin.values()) == {"default"}
     dev = config.load({"PYLON_DEV_MODE": "1"})
-    assert dev.config.cors_origin == "*"
+    assert dev.config.cors_origin == ("*",)
     assert dev.origin["PYLON_CORS_ORIGIN"] == "dev default"
 
 
@@ -108,8 +108,14 @@ def test_an_unknown_name_is_pointed_out() -> None:
 ])
 def test_an_origin_is_spelled_as_browsers_spell_it(given: str) -> None:
     loaded = config.load({**GOOD, "PYLON_CORS_ORIGIN": given, "PYLON_CSRF_ORIGINS": given + ","})
-    assert loaded.config.cors_origin == "https://a.example"
+    assert loaded.config.cors_origin == ("https://a.example",)
     assert loaded.config.csrf_origins == ("https://a.example",)
+
+
+def test_several_origins_are_a_comma_list() -> None:
+    loaded = config.load({**GOOD, "PYLON_CORS_ORIGIN": "https://a.example, https://B.example/"})
+    assert loaded.config.cors_origin == ("https://a.example", "https://b.example")
+    config.refuse_unsafe(loaded.config)
 
 
 @pytest.mark.parametrize("origin", [
@@ -119,11 +125,10 @@ def test_an_origin_is_spelled_as_browsers_spell_it(given: str) -> None:
 def test_origins_of_honest_pages_are_taken_as_they_are(origin: str) -> None:
     loaded = config.load({**GOOD, "PYLON_CORS_ORIGIN": origin})
     config.refuse_unsafe(loaded.config)
-    assert loaded.config.cors_origin == origin
+    assert loaded.config.cors_origin == (origin,)
 
 
 @pytest.mark.parametrize(("given", "words"), [
-    ("https://a.example, https://b.example", "PYLON_CSRF_ORIGINS takes"),
     ("https://a.example https://b.example", "without spaces"),
     ("a.example", "for example https://a.example"),
     ("a.example:3000", "for example https://a.example:3000"),

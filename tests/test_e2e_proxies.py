@@ -168,7 +168,7 @@ def test_an_event_stream_goes_on_where_it_broke_off(proxied: tuple[PylonServer, 
         name = next(line for line in iter(answer.readline, b"") if line.startswith(b"id: "))
         return int(name[4:]), json.loads(answer.readline()[6:])["data"]["n"]
 
-    connection, answer = stream("/events")
+    connection, answer = stream("/events", Origin="http://localhost:3000")
     assert answer.getheader("Access-Control-Allow-Origin") == "http://localhost:3000"
     assert answer.getheader("Content-Type") == "text/event-stream"
     seen = [event(answer) for _ in range(3)]

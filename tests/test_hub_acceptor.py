@@ -41,7 +41,7 @@ class Handler:
         raw.send(b"%b|%b|%d" % (request.query.encode(), early, on_main_port))
         self.taken.append(raw)
 
-    def refusal(self, error: PylonError) -> bytes:
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
         return refusals.refusal(error)
 
 

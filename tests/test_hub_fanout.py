@@ -201,7 +201,7 @@ def test_heartbeat_pings_everyone_once_in_a_round_and_drops_the_silent(hub: Hub)
 
 
 def test_heartbeat_of_a_stream_cuts_what_does_not_move() -> None:
-    hub = Hub(BY_ENTITY, EventStreamTransport(()), ManualClock())
+    hub = Hub(BY_ENTITY, EventStreamTransport(), ManualClock())
     stuck, reading = Peer(hub, ANONYMOUS), Peer(hub, ANONYMOUS)
     stuck.connection.send(b"x" * 4_000_000)
     beat = Heartbeat(hub, ManualClock())

@@ -22,7 +22,7 @@ class StreamStage:
 
     def __init__(self, max_life_s: float) -> None:
         self.clock = ManualClock()
-        self.hub = Hub({}, EventStreamTransport((), heartbeat_s=15.0), self.clock)
+        self.hub = Hub({}, EventStreamTransport(heartbeat_s=15.0), self.clock)
         self.heartbeat = Heartbeat(self.hub, self.clock, max_life_s, SeededRandom(7))
         self.peers: list[socket.socket] = []
 

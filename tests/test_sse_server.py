@@ -22,13 +22,22 @@ HEAD = (
     b"Content-Type: text/event-stream\r\n"
     b"Cache-Control: no-cache\r\n"
     b"Connection: keep-alive\r\n"
-    b"Access-Control-Allow-Origin: https://app.example.com\r\n"
-    b"Access-Control-Allow-Credentials: true\r\n"
-    b"Vary: Origin\r\n"
-    b"X-Content-Type-Options: nosniff\r\n"
+    b"x-content-type-options: nosniff\r\n"
+    b"x-frame-options: DENY\r\n"
+    b"x-xss-protection: 1; mode=block\r\n"
+    b"referrer-policy: strict-origin-when-cross-origin\r\n"
+    b"permissions-policy: accelerometer=(), camera=(), geolocation=(), gyroscope=(), "
+    b"microphone=(), payment=(), usb=()\r\n"
+    b"vary: Origin\r\n"
+    b"%b"
     b"X-Accel-Buffering: no\r\n"
     b"\r\n"
     b": connected\n\n"
+)
+PAGE = "https://app.example.com"
+OF_PAGE = (
+    b"access-control-allow-origin: https://app.example.com\r\n"
+    b"access-control-allow-credentials: true\r\n"
 )
 
 
@@ -73,26 +82,30 @@ class Stream(Wire):
 
 def test_head_and_event_byte_for_byte(stage: Stage, sse: Worker) -> None:
     stream = Stream(sse.port)
+    of_page = Stream(sse.port, Origin=PAGE)
     event = stage.write(stage.insert("Public", text="zwei\nZeilen")).events[0]
-    assert stream.head == HEAD
+    assert stream.head == HEAD % OF_PAGE
+    assert of_page.head == HEAD % OF_PAGE
+    assert Stream(sse.port, Origin="https://evil.example").head == HEAD % b""
     assert stream.read_until(b"\n\n") == b"id: %d\ndata: %b\n\n" % (event.seq, event.wire())
     assert b"\\n" in event.wire()
 
 
 def test_any_path_is_a_stream(sse: Worker) -> None:
     for path in ("/", "/a/b?x=1", "/events"):
-        assert Stream(sse.port, path).head == HEAD
+        assert Stream(sse.port, path).head == HEAD % OF_PAGE
 
 
 def test_head_has_the_headers_of_a_stream_and_ends(sse: Worker) -> None:
     stream = Stream(sse.port, method="HEAD", greeted=False)
-    assert stream.head == HEAD.removesuffix(b": connected\n\n").replace(b"keep-alive", b"close")
+    expected = (HEAD % OF_PAGE).removesuffix(b": connected\n\n")
+    assert stream.head == expected.replace(b"keep-alive", b"close")
     assert stream.read_rest() == b""
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
 def test_another_method_is_405_with_allow(sse: Worker, method: str) -> None:
-    stream = Stream(sse.port, method=method, greeted=False, Content_Length="5")
+    stream = Stream(sse.port, method=method, greeted=False, Content_Length="5", Origin=PAGE)
     status, headers = parse_head(stream.head)
     assert (status, headers["allow"]) == (405, "GET, HEAD, OPTIONS")
     assert headers["access-control-allow-origin"] == "https://app.example.com"
@@ -123,9 +136,10 @@ def test_a_client_that_goes_on_sending_is_cut(stage: Stage, sse: Worker) -> None
 
 
 def test_options_is_a_preflight(sse: Worker) -> None:
-    stream = Stream(sse.port, method="OPTIONS", greeted=False, Origin="https://evil.example")
+    stream = Stream(sse.port, method="OPTIONS", greeted=False, Origin=PAGE)
     status, headers = parse_head(stream.head)
     assert status == 204
+    assert headers["access-control-max-age"] == "600"
     assert headers["access-control-allow-origin"] == "https://app.example.com"
     assert headers["access-control-allow-credentials"] == "true"
     assert headers["access-control-allow-methods"] == "GET, OPTIONS"
@@ -133,11 +147,12 @@ def test_options_is_a_preflight(sse: Worker) -> None:
     assert stream.read_rest() == b""
 
 
-def test_any_origin_is_a_star_without_credentials(stage: Stage) -> None:
+def test_in_dev_mode_the_pages_of_this_machine_may_read(stage: Stage) -> None:
     sse = stage.start("sse", PYLON_CORS_ORIGIN="*", PYLON_DEV_MODE="true")
-    _, headers = parse_head(Stream(sse.port).head.partition(b"\r\n\r\n")[0])
-    assert headers["access-control-allow-origin"] == "*"
-    assert "access-control-allow-credentials" not in headers
+    for origin, named in (("http://localhost:5173", True), ("http://evil.example", False)):
+        head = Stream(sse.port, Origin=origin).head.partition(b"\r\n\r\n")[0]
+        _, headers = parse_head(head)
+        assert headers.get("access-control-allow-origin") == (origin if named else None)
 
 
 def test_token_sources_and_anonymous(stage: Stage, sse: Worker) -> None:
@@ -145,10 +160,17 @@ def test_token_sources_and_anonymous(stage: Stage, sse: Worker) -> None:
     streams = [
         Stream(sse.port, Authorization=f"Bearer {token}"),
         Stream(sse.port, f"/events?token={token}"),
-        Stream(sse.port, Cookie=f"a=b; hub_session={token}"),
+        Stream(sse.port, Cookie=f"a=b; hub_session={token}", Origin=PAGE),
+        Stream(sse.port, Cookie=f"a=b; hub_session={token}", Sec_Fetch_Site="same-origin"),
     ]
-    anonymous = Stream(sse.port, "/events?token=pylon_nobody")
-    admin = Stream(sse.port, f"/events?token={ADMIN_TOKEN.replace(' ', '+')}")
+    anonymous = [
+        Stream(sse.port, "/events?token=pylon_nobody"),
+        Stream(sse.port, f"/events?token={ADMIN_TOKEN.replace(' ', '+')}"),
+        Stream(sse.port, Cookie=f"hub_session={token}"),
+        Stream(sse.port, Cookie=f"hub_session={token}", Origin="https://evil.example"),
+        Stream(sse.port, f"/events?token={token}", Authorization="Bearer "),
+    ]
+    admin = Stream(sse.port, Authorization=f"Bearer {ADMIN_TOKEN}")
     stage.write(
         stage.insert("Mine", text="ada's", ownerId="ada"),
         stage.insert("Secret", text="secret"),
@@ -156,7 +178,8 @@ def test_token_sources_and_anonymous(stage: Stage, sse: Worker) -> None:
     )
     for stream in streams:
         assert [stream.event()[1]["data"]["text"] for _ in range(2)] == ["ada's", "end"]
-    assert anonymous.event()[1]["data"]["text"] == "end"
+    for stream in anonymous:
+        assert stream.event()[1]["data"]["text"] == "end"
     assert [admin.event()[1]["entity"] for _ in range(3)] == ["Mine", "Secret", "Public"]
 
 
@@ -200,7 +223,7 @@ def test_a_new_worker_reads_the_notes_of_workers_that_have_died(stage: Stage) ->
 
 def test_a_cursor_that_cannot_be_served_is_410(stage: Stage, sse: Worker) -> None:
     head = stage.write(stage.insert("Public")).events[0].seq
-    stream = Stream(sse.port, Last_Event_ID=str(head + 5), greeted=False)
+    stream = Stream(sse.port, Last_Event_ID=str(head + 5), greeted=False, Origin=PAGE)
     status, headers = parse_head(stream.head)
     assert status == 410
     assert headers["content-type"] == "application/json"

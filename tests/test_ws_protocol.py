@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylon.auth.origin import Origins
+from pylon.auth.response_headers import SocketHeaders
 from pylon.errors import InvalidRequest
 from workers.hub.request import Request, cursor_of, parse
 from workers.sse.protocol import read_connect_request
@@ -92,7 +93,7 @@ def test_cursor(text: str | None, cursor: int | None) -> None:
 
 @pytest.mark.parametrize(
     ("header", "token"),
-    [("Bearer abc", "abc"), ("bearer  abc ", "abc"), ("Basic abc", None), ("Bearer ", None),
+    [("Bearer abc", "abc"), ("bearer  abc ", "abc"), ("Basic abc", None), ("Bearer ", ""),
      ("", None)],
 )
 def test_bearer(header: str, token: str | None) -> None:
@@ -161,7 +162,7 @@ def test_a_head_is_complete_with_its_last_byte_only() -> None:
     ("origin", "on_main_port", "token"),
     [
         ("https://app.example.com", True, "c"),
-        ("https://APP.example.com/", True, "c"),
+        ("https://APP.example.com/", True, None),
         ("https://evil.example", True, None),
         ("null", True, None),
         (None, True, None),
@@ -171,7 +172,7 @@ def test_a_head_is_complete_with_its_last_byte_only() -> None:
 def test_the_cookie_counts_for_our_own_pages_on_the_main_port(
     origin: str | None, on_main_port: bool, token: str | None
 ) -> None:
-    allowed = Origins(frozenset({"https://app.example.com"}), any_origin=False)
+    allowed = Origins(frozenset({"https://app.example.com"}))
     handshakes = Handshakes(0, allowed, "app_session", deflates=False)
     fields = {**GOOD, "Cookie": "app_session=c"} | ({} if origin is None else {"Origin": origin})
     assert handshakes.read(request(fields), on_main_port=on_main_port).token == token
@@ -181,10 +182,20 @@ def test_the_cookie_counts_for_our_own_pages_on_the_main_port(
 
 def test_sse_visitor_prefers_the_header_and_the_last_event_id() -> None:
     fields = {"Authorization": "Bearer h", "Cookie": "app_session=c", "Last-Event-ID": "9"}
-    made = read_connect_request(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
-    assert (made.token, made.cursor) == ("h", 9)
+    page = "https://app.example.com"
+    headers = SocketHeaders((), Origins(frozenset({page})))
+    made = read_connect_request(
+        request(fields, "/?token=q&since=3"), b"", "app_session", 0, headers
+    )
+    assert (made.token, made.cursor, made.headers) == ("h", 9, ())
     del fields["Authorization"], fields["Last-Event-ID"]
-    made = read_connect_request(request(fields, "/?token=q&since=3"), b"", "app_session", 0)
+    made = read_connect_request(
+        request(fields, "/?token=q&since=3"), b"", "app_session", 0, headers
+    )
     assert (made.token, made.cursor) == ("q", 3)
-    made = read_connect_request(request(fields), b"", "app_session", 0)
-    assert (made.token, made.cursor) == ("c", None)
+    made = read_connect_request(request(fields), b"", "app_session", 0, headers)
+    assert (made.token, made.cursor) == (None, None)
+    made = read_connect_request(
+        request({**fields, "Origin": page}), b"", "app_session", 0, headers
+    )
+    assert (made.token, made.headers) == ("c", headers.origins.cors(page))

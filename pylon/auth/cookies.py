@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from pylon.auth.tokens import CookieToken
+from pylon.auth.tokens import UnprivilegedToken
 from pylon.config import Config
 from pylon.manifest.model import Manifest
 
@@ -94,14 +94,16 @@ def cookie_name(app_name: str) -> str:
     return f"{_NOT_IN_A_NAME.sub('_', app_name) or 'pylon'}_session"
 
 
-def cookie_value(header: str | None, name: str) -> CookieToken | None:
+def cookie_value(header: str | None, name: str) -> UnprivilegedToken | None:
     """Return the unquoted value of the cookie `name`.
 
     Returns:
         None without such a cookie, and if two of them differ.
     """
     values = _values(header, name)
-    return CookieToken(values[0]) if values and values.count(values[0]) == len(values) else None
+    if not values or values.count(values[0]) != len(values):
+        return None
+    return UnprivilegedToken(values[0])
 
 
 def has_conflict(header: str, name: str) -> bool:

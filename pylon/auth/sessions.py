@@ -2,7 +2,7 @@
 
 Invariants: the caller of an unknown, malformed or expired token is anonymous; such a token is no
 error. The lifetime of a session is fixed when it is made. No session gives the rights of the
-administrator: only the admin token does, and not in a cookie.
+administrator: only an admin token does, and only in a header (or a WebSocket's subprotocol).
 
 Called for each request and each socket handshake. `PutSession` and `DropSession` are operations of
 the writer.
@@ -16,7 +16,7 @@ from typing import Final
 
 from pylon import metrics
 from pylon.auth.tokens import (
-    CookieToken,
+    UnprivilegedToken,
     is_session_token,
     new_session_token,
     same_token,
@@ -52,11 +52,6 @@ class NewSession:
     put: PutSession
 
 
-def is_admin_token(token: str, config: Config) -> bool:
-    """Whether the token of a header is the administrator's."""
-    return same_token(token, config.admin_token)
-
-
 def resolve(
     token: str | None, config: Config, lookup: SessionLookup, clock: Clock = _SYSTEM_CLOCK
 ) -> Caller:
@@ -71,7 +66,7 @@ def resolve(
     """
     if not token:
         return ANONYMOUS_CALLER
-    if not isinstance(token, CookieToken) and is_admin_token(token, config):
+    if not isinstance(token, UnprivilegedToken) and is_admin_token(token, config):
         _ATTEMPTS["admin"].inc()
         return _ADMIN_CALLER
     session = lookup(session_id_of(token)) if is_session_token(token) else None
@@ -86,6 +81,12 @@ def resolve(
         user_id=session.user_id, is_guest=session.is_guest, tenant_id=session.tenant_id
     )
     return Caller(auth, session.session_id)
+
+
+def is_admin_token(token: str, config: Config) -> bool:
+    """Whether a token of a header is the admin token, or the one before (a rotation)."""
+    is_present = same_token(token, config.admin_token)
+    return same_token(token, config.admin_token_previous) or is_present
 
 
 def count_again() -> None:

@@ -4,6 +4,10 @@ A session token is `pylon_` and 64 hex characters (spec/http.md §4.2). The data
 log get its SHA-256 only, so a reader of those cannot sign in. A hash without salt suffices, because
 the token has 256 random bits.
 
+`UnprivilegedToken` marks the tokens that browsers send unasked or that logs contain. Credentials of
+other kinds (API keys `pk.…`, JWTs `ey…`) count in the Authorization header only, and a bad one is a
+401 there: a client with a revoked key must not go on as nobody.
+
 Called by `sessions`, by the API and by the handshakes of the socket workers.
 """
 
@@ -15,14 +19,21 @@ import re
 from typing import Final
 
 from pylon.clock import RandomSource
+from pylon.errors import InvalidApiKey, InvalidJwt
 
 _PREFIX: Final = "pylon_"
 _FORM: Final = re.compile(r"pylon_[0-9a-f]{64}")
 _BEARER: Final = "bearer"
+_API_KEY: Final = "pk."
+_JWT: Final = re.compile(r"ey[^.]*\.[^.]*\.[^.]*")
+_BAD_CREDENTIALS: Final = "Bearer token is malformed, expired, or revoked"
 
 
-class CookieToken(str):
-    """A token from a cookie. Browsers send cookies unasked, so it never gives admin rights."""
+class UnprivilegedToken(str):
+    """A token from a cookie, a URL or a message, which never gives admin rights.
+
+    Browsers send cookies unasked, and URLs get into logs and histories.
+    """
 
     __slots__ = ()
 
@@ -53,6 +64,22 @@ def bearer_token(authorization: str | None) -> str | None:
         return None
     scheme, _, token = authorization.strip().partition(" ")
     return token.strip() if scheme.lower() == _BEARER else None
+
+
+def check_bearer(token: str | None) -> None:
+    """Check that the token of an Authorization header is no API key and no JWT.
+
+    This server has neither yet, so each of them is bad.
+
+    Raises:
+        InvalidApiKey, InvalidJwt
+    """
+    if token is None:
+        return
+    if token.startswith(_API_KEY):
+        raise InvalidApiKey(_BAD_CREDENTIALS)
+    if _JWT.fullmatch(token) is not None:
+        raise InvalidJwt(_BAD_CREDENTIALS)
 
 
 def same_token(given: str, expected: str | None) -> bool:

@@ -27,6 +27,26 @@ class Unauthorized(PylonError):
     status = 401
 
 
+class InvalidApiKey(PylonError):
+    """The bearer token begins with `pk.`, and is no valid API key: unknown, revoked or expired.
+
+    Remedy: send a session token or a valid key; without a token the caller is anonymous.
+    """
+
+    code = "INVALID_API_KEY"
+    status = 401
+
+
+class InvalidJwt(PylonError):
+    """The bearer token has the form of a JWT, and is not valid here, or this server takes none.
+
+    Remedy: send a session token; without a token the caller is anonymous.
+    """
+
+    code = "INVALID_JWT"
+    status = 401
+
+
 class SessionExpired(PylonError):
     """The token to refresh is unknown, has expired, or has been signed out.
 
@@ -73,11 +93,11 @@ class IdentityChanged(PylonError):
 
 
 class CsrfRejected(PylonError):
-    """A write without a bearer token from a page whose origin is not trusted: it might ride on a
-    cookie.
+    """A write without a bearer token from a page whose origin is not trusted, or with a session
+    cookie and a body that is no JSON: it might ride on a cookie.
 
-    Remedy: add the origin to PYLON_CSRF_ORIGINS or to auth.trustedOrigins in the manifest, or send
-    a bearer token.
+    Remedy: add the origin to PYLON_CORS_ORIGIN, PYLON_CSRF_ORIGINS or auth.trusted_origins in the
+    manifest, send JSON with Content-Type: application/json, or send a bearer token.
     """
 
     code = "CSRF_REJECTED"

@@ -34,8 +34,8 @@ def test_settings_of_an_honest_operator_start(tmp_path: Path) -> None:
     by_setting = start(tmp_path, PYLON_CSRF_ORIGINS="https://b.example, https://C.example/")
     by_manifest = start(tmp_path, {"auth": {"trusted_origins": ["https://b.example"]}})
     app, b, c = "https://app.example.com", "https://b.example", "https://c.example"
-    assert by_setting == Origins(frozenset({app, b, c}), any_origin=False)
-    assert by_manifest == Origins(frozenset({app, b}), any_origin=False)
+    assert by_setting == Origins(frozenset({app, b, c}), main=app)
+    assert by_manifest == Origins(frozenset({app, b}), main=app)
 
 
 @pytest.mark.parametrize(("name", "value"), [

@@ -37,7 +37,7 @@ class EchoHandler:
     def __init__(self, hub: Hub, transport: WebSocketTransport, deflates: bool) -> None:
         self._hub = hub
         self._transport = transport
-        origins = Origins(allowed=frozenset(), any_origin=True)
+        origins = Origins(allowed=frozenset(), any_loopback=True)
         self._handshakes = protocol.Handshakes(0, origins, "session", deflates=deflates)
 
     def open(
@@ -53,7 +53,7 @@ class EchoHandler:
         if connection.is_open:
             connection.start(early)
 
-    def refusal(self, error: PylonError) -> bytes:
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
         """See `protocol.refusal`."""
         return protocol.refusal(error)
 

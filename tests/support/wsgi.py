@@ -47,4 +47,7 @@ def ask(
     parts = server.client.app(environ, start_response)
     ((status, found),) = answered
     server.clock.advance(0.001)
+    for line in environ["pylon.head"].decode("latin-1").splitlines():
+        name, _, value = line.partition(": ")
+        found.append((name, value))
     return Lines(status, found, b"".join(parts))

@@ -20,10 +20,12 @@ import gevent
 
 from pylon.api.admin.readiness import Readiness
 from pylon.api.application import make_app
-from pylon.api.http.middleware import api_headers, header_lines
+from pylon.api.http.middleware import header_lines
 from pylon.api.services import Connections, Credentials, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
+from pylon.auth.origin import origins
+from pylon.auth.response_headers import unread_headers
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import NodeState, RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
@@ -105,7 +107,9 @@ class HttpProcess:
         self.counts = shared_counts(
             runtime.dir, booted.role, booted.worker, app.config.workers_of(booted.role)
         )
-        self.lines_of_all = header_lines(api_headers(app.config))
+        self.lines_of_all = header_lines(
+            unread_headers(app.config, origins(app.config, app.manifest))
+        )
         self.passing = {
             role: SocketSender(runtime, role, app.config.workers_of(role))
             for role in UPGRADED_ROLES

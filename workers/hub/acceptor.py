@@ -67,8 +67,12 @@ class UpgradeHandler(Protocol):
             PylonError: the acceptor sends what `refusal` returns for it.
         """
 
-    def refusal(self, error: PylonError) -> bytes:
-        """Return the whole response for an error."""
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
+        """Return the whole response for an error.
+
+        Args:
+            request: None if its head could not be read.
+        """
 
 
 class Acceptor:
@@ -123,7 +127,7 @@ class Acceptor:
             _RESULTS["refused"].inc()
             full = Unavailable("This worker has no room for another connection")
             with suppress(OSError):  # the client may have left
-                raw.send(self._handler.refusal(full))
+                raw.send(self._handler.refusal(full, None))
             raw.close()  # without lingering, which would hold a descriptor of the reserve
             return
         self._begin(raw, data, host_of(peer), on_main_port=on_main_port)
@@ -177,10 +181,10 @@ class Acceptor:
         try:
             request = parse(data, peer)
         except PylonError as ex:
-            self._settle(raw, None, self._handler.refusal(ex))
+            self._settle(raw, None, self._handler.refusal(ex, None))
             return True
         except Exception as ex:  # noqa: BLE001  see `_open`
-            self._settle(raw, None, self._refusal_of_defect(ex))
+            self._settle(raw, None, self._refusal_of_defect(ex, None))
             return True
         if request is None:
             return False
@@ -189,7 +193,7 @@ class Acceptor:
             self._open(request, raw, early, on_main_port=on_main_port)
         elif self._opening >= limits.SOCKETS_PENDING:
             full = Unavailable("Too many connections wait for the database", hint="Connect again")
-            self._settle(raw, request, self._handler.refusal(full))
+            self._settle(raw, request, self._handler.refusal(full, request))
         else:
             self._opening += 1
             gevent.spawn(self._open_waiting, request, raw, early, on_main_port=on_main_port)
@@ -209,14 +213,14 @@ class Acceptor:
         try:
             response = self._handler.open(request, raw, early, on_main_port=on_main_port)
         except PylonError as ex:
-            response = self._handler.refusal(ex)
+            response = self._handler.refusal(ex, request)
         except Exception as ex:  # noqa: BLE001  one client's request must not end the worker
-            response = self._refusal_of_defect(ex)
+            response = self._refusal_of_defect(ex, request)
         self._settle(raw, request, response)
 
-    def _refusal_of_defect(self, error: Exception) -> bytes:
+    def _refusal_of_defect(self, error: Exception, request: Request | None) -> bytes:
         _log.exception("handshake.failed", error=error)
-        return self._handler.refusal(InternalError("The request failed"))
+        return self._handler.refusal(InternalError("The request failed"), request)
 
     def _settle(self, raw: RawSocket, request: Request | None, response: bytes | None) -> None:
         """Count a request, and send its response if the handler has not taken the socket."""

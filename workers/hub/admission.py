@@ -34,6 +34,7 @@ from workers.hub.hub import Hub
 from workers.hub.node_state import NodeState
 from workers.hub.replay import Replay
 from workers.hub.sessions import SessionWatch
+from workers.net.response import Headers
 
 _log = log.get_logger("admission")
 
@@ -41,13 +42,21 @@ _log = log.get_logger("admission")
 class StreamTransport(Transport, Protocol):
     """A transport that streams changes."""
 
-    preamble: bytes  # the first bytes of an admitted stream
+    def stream_head(self, headers: Headers) -> bytes:
+        """Return the first bytes of an admitted stream, if it has any.
 
-    def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
+        Args:
+            headers: the headers that depend on the request.
+        """
+
+    def refuse(
+        self, connection: Connection, error: PylonError, headers: Headers = (), *, has_begun: bool
+    ) -> None:
         """Tell the client why its stream does not begin, or ends, and close.
 
         Args:
-            has_begun: whether the preamble was sent.
+            headers: those of the response, if the stream has not begun.
+            has_begun: whether the head of the stream was sent.
         """
 
 
@@ -62,6 +71,7 @@ class ConnectRequest(msgspec.Struct, frozen=True):
     deflate_window: int = 0  # see `Connection.deflate_window`
     wants_changes: bool = True  # else only what it subscribes to
     scope: Scope | None = None  # the part of the data that it asks for
+    headers: Headers = ()  # of an HTTP response to it
 
 
 class SubscriberAdmission:
@@ -175,8 +185,9 @@ class SubscriberAdmission:
                 cursor = replay.start_cursor(
                     connect_request.cursor, connection.caller.session_id, connect_request.address
                 )
-            if transport.preamble:
-                connection.send(transport.preamble)
+            head = transport.stream_head(connect_request.headers)
+            if head:
+                connection.send(head)
             has_begun = True
             if cursor is None:
                 return
@@ -184,7 +195,7 @@ class SubscriberAdmission:
             if rest is not None:
                 gevent.spawn(self._catch_up, connection, rest, replay, transport)
         except PylonError as ex:
-            transport.refuse(connection, ex, has_begun=has_begun)
+            transport.refuse(connection, ex, connect_request.headers, has_begun=has_begun)
         except Exception as ex:  # noqa: BLE001  a defect must not leave a socket without events
             _log.exception("admission.failed", error=ex)
             connection.abort()

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from urllib.parse import parse_qsl
 
+from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
+from pylon.auth.origin import Origins
+from pylon.auth.tokens import UnprivilegedToken, bearer_token, check_bearer
 from pylon.errors import InvalidRequest
 from workers.net.head import Head, RequestError, parse_head, wsgi_name
 
@@ -52,9 +55,33 @@ class Request:
 
     @property
     def bearer(self) -> str | None:
-        """The token of an ``Authorization: Bearer`` field."""
-        scheme, _, token = (self.field(b"authorization") or "").partition(" ")
-        return token.strip() or None if scheme.lower() == "bearer" else None
+        """The token of an ``Authorization: Bearer`` field; empty if the field has none.
+
+        Raises:
+            InvalidApiKey, InvalidJwt: the field has such a credential, and it is bad.
+        """
+        token = bearer_token(self.field(b"authorization"))
+        check_bearer(token)
+        return token
+
+    @property
+    def origin(self) -> str | None:
+        """The Origin field: the page that sent the request."""
+        return self.field(b"origin")
+
+    def cookie_token(self, name: str, origins: Origins) -> UnprivilegedToken | None:
+        """Return the session cookie, if the page that sent the request is trusted.
+
+        A foreign page must not open a socket or a stream as the browser's user.
+        """
+        if not origins.allows_cookie(self.origin, self.field(b"sec-fetch-site")):
+            return None
+        return cookie_value(self.field(b"cookie"), name)
+
+    def url_token(self) -> UnprivilegedToken | None:
+        """Return the token of the parameter ``token``, which an EventSource needs."""
+        token = self.parameters.get("token")
+        return UnprivilegedToken(token) if token else None
 
     def address(self, hops: int) -> str:
         """Return the client's address, behind `hops` trusted proxies."""

@@ -24,7 +24,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from pylon import limits
-from pylon.auth.cookies import cookie_value
+from pylon.auth.response_headers import SocketHeaders
 from pylon.auth_context import Caller
 from pylon.bus.passing import SocketSender
 from pylon.clock import RandomSource
@@ -47,6 +47,7 @@ from workers.hub.admission import ConnectRequest, SubscriberAdmission
 from workers.hub.close_codes import NORMAL, POLICY, TRY_AGAIN_LATER
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
+from workers.hub.refusals import refusal_headers
 from workers.hub.request import Request, cursor_of
 from workers.net.response import Headers
 from workers.shards.reconnect_tokens import ReconnectClaim, ReconnectTokens
@@ -54,6 +55,7 @@ from workers.shards.registry import ShardRegistry
 from workers.shards.subscriber import STREAM, WEBSOCKET, Subscriber
 from workers.shards.tunnel_entries import TunnelEntries
 from workers.shards.tunnel_exits import TunnelSocket
+from workers.sse.protocol import stream_token
 from workers.sse.stream import EventStreamTransport
 from workers.ws import protocol
 
@@ -67,7 +69,6 @@ MAIN_PORT: Final = b"m"
 OWN_PORT: Final = b"o"
 
 _REQUEST_ID_BYTES: Final = 8
-_NO_SNIFF: Final = ("X-Content-Type-Options", "nosniff")
 _ANONYMOUS_SID: Final = "anon"
 _SEAT_IN_URL: Final = (
     "a seat token in the URL ends up in logs: send it as the subprotocol seat.<token>"
@@ -83,7 +84,7 @@ class Streams:
     hub: Hub
     transport: EventStreamTransport
     cookie_name: str
-    cors: Headers
+    headers: SocketHeaders
 
 
 class ShardConnectionHandler:
@@ -140,9 +141,9 @@ class ShardConnectionHandler:
             connection.close(TRY_AGAIN_LATER, ex.code)
         return None
 
-    def refusal(self, error: PylonError) -> bytes:
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
         """Return the response for an error, with CORS: pages read event streams here."""
-        return protocol.refusal(error, self._streams.cors)
+        return protocol.refusal(error, refusal_headers(self._streams.headers, request))
 
     # --- Calls of the transports ---------------------------------------------------------
 
@@ -267,9 +268,7 @@ class ShardConnectionHandler:
                 shard_id, request, raw, early, on_main_port=True, is_stream=True
             ):
                 return None
-            token = request.bearer or request.parameters.get("token") or cookie_value(
-                request.field(b"cookie"), streams.cookie_name
-            )
+            token = stream_token(request, streams.cookie_name, streams.headers.origins)
             caller, error = self._admission.caller_of(token)
             if error is not None:
                 raise error
@@ -288,9 +287,9 @@ class ShardConnectionHandler:
                 self._registry.settle_join(shard, is_in=False)
                 raise
         except MethodNotAllowed as ex:
-            return refusals.refusal(ex, (("Allow", "GET"), *self._stream_headers()))
+            return refusals.refusal(ex, (("Allow", "GET"), *self._stream_headers(request)))
         except PylonError as ex:
-            return refusals.refusal(ex, self._stream_headers())
+            return refusals.refusal(ex, self._stream_headers(request))
         seen = cursor_of(request.field(b"last-event-id")) or 0
         # A tick that this shard has not reached belongs to an earlier shard of the same id.
         skip_to = seen if seen <= shard.tick else 0
@@ -298,16 +297,18 @@ class ShardConnectionHandler:
         try:
             self._subscribe(subscriber)
         except PylonError as ex:
-            connection.send(refusals.refusal(ex, self._stream_headers()))
+            connection.send(refusals.refusal(ex, self._stream_headers(request)))
             connection.close(NORMAL, awaits_peer=False)
         else:
-            subscriber.begin(streams.transport.preamble)
+            subscriber.begin(
+                streams.transport.stream_head(streams.headers.of(request.origin))
+            )
         return None
 
-    def _stream_headers(self) -> Headers:
+    def _stream_headers(self, request: Request) -> Headers:
         """Return the headers of a refusal, which an HTTP worker's response has too."""
         request_id = self._random.token_hex(_REQUEST_ID_BYTES)
-        return (*self._streams.cors, ("X-Request-Id", request_id), _NO_SNIFF)
+        return (*self._streams.headers.of(request.origin), ("X-Request-Id", request_id))
 
 
 def _subjects(caller: Caller, address: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import gevent
 from pylon import limits, log
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
+from pylon.auth.response_headers import socket_headers
 from pylon.bus.calls import CallPort
 from pylon.bus.passing import SocketReceiver, SocketSender
 from pylon.bus.shards import CHANNEL, MATCHMAKER, ShardsClient
@@ -38,7 +39,7 @@ from workers.shards.matchmaking import Matchmaking
 from workers.shards.reconnect_tokens import ReconnectTokens
 from workers.shards.registry import ShardRegistry
 from workers.shards.rpc_handlers import ShardRpcHandlers
-from workers.sse.stream import EventStreamTransport, cors_of
+from workers.sse.stream import EventStreamTransport
 from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
 
@@ -76,12 +77,13 @@ def serve(booted: WorkerContext) -> NoReturn:
     port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
 
     cookie_name = session_cookie(config, app.manifest).name
-    cors = cors_of(config)
+    trusted = origins(config, app.manifest)
+    headers = socket_headers(config, trusted)
     transport = WebSocketTransport(
         "shards", config.ws_max_message_bytes, clock=app.clock,
         counts_addresses=config.sockets_per_ip > 0,
     )
-    stream_transport = EventStreamTransport(cors)
+    stream_transport = EventStreamTransport()
     hub = Hub({}, transport, app.clock)
     streams = Hub({}, stream_transport, app.clock)
     admission = SubscriberAdmission(booted, hub)
@@ -91,10 +93,10 @@ def serve(booted: WorkerContext) -> NoReturn:
         registry=registry, reconnect_tokens=ReconnectTokens(app.random),
         siblings=SocketSender(booted.runtime, SIBLINGS, workers),
         handshakes=protocol.Handshakes(
-            config.trust_proxy_hops, origins(config, app.manifest), cookie_name, deflates=False,
+            config.trust_proxy_hops, trusted, cookie_name, deflates=False,
         ),
         admission=admission,
-        streams=Streams(streams, stream_transport, cookie_name, cors), random=app.random,
+        streams=Streams(streams, stream_transport, cookie_name, headers), random=app.random,
     )
     transport.on_text = transport.on_binary = handler.on_message
     hub.on_closed(handler.drop_connection)

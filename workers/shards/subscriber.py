@@ -101,10 +101,10 @@ class Subscriber:
         else:
             self.connection.send(frame)
 
-    def begin(self, preamble: bytes) -> None:
-        """Send the preamble of an event stream, then the buffered frames."""
+    def begin(self, head: bytes) -> None:
+        """Send the head of an event stream, then the buffered frames."""
         held, self._held = self._held or [], None
-        self.connection.send(preamble + b"".join(held), 1 + len(held))
+        self.connection.send(head + b"".join(held), 1 + len(held))
 
     def reject(self, client_seq: int | None, reason: str) -> None:
         """Send `Sink.reject`'s refusal as a text frame, which older clients ignore."""

@@ -4,15 +4,15 @@ A stream has no Content-Length and no chunks, and ends with its connection. An e
 ``id: <seq>`` and one ``data:`` line, because JSON text has no line breaks. So `Last-Event-ID` is a
 cursor.
 
-Invariants: the CORS origin is the configured one, never the request's. All receivers share the
-bytes of an event. Bound: limits.SSE_IGNORED_BYTES of input behind the request, which the transport
-ignores. Used by `workers.sse.server` and `workers.shards.server`.
+Invariants: a stream's head names the origin of its page only if it is trusted. All receivers share
+the bytes of an event. Bound: limits.SSE_IGNORED_BYTES of input behind the request, which the
+transport ignores. Used by `workers.sse.server` and `workers.shards.server`.
 """
 
 from __future__ import annotations
 
 from pylon import limits
-from pylon.config import Config
+from pylon.auth.origin import PREFLIGHT_MAX_AGE_S
 from pylon.errors import PylonError
 from workers.hub import refusals
 from workers.hub.close_codes import GOING_AWAY, NORMAL
@@ -24,23 +24,13 @@ KEEPALIVE = b": keepalive\n\n"
 RETRY = b"retry: 1000\n\n"  # milliseconds; sent when the server goes away
 
 
-def cors_of(config: Config) -> Headers:
-    """Return the CORS headers: the configured origin, with cookies if it is a single one."""
-    if config.cors_origin is None:
-        return ()
-    origin = (("Access-Control-Allow-Origin", config.cors_origin),)
-    if config.cors_origin == "*":
-        return origin
-    return (*origin, ("Access-Control-Allow-Credentials", "true"), ("Vary", "Origin"))
-
-
-def preflight(cors: Headers) -> Headers:
+def preflight(headers: Headers) -> Headers:
     """Return the headers of the response to OPTIONS."""
     return (
-        *cors,
+        *headers,
         ("Access-Control-Allow-Methods", "GET, OPTIONS"),
         ("Access-Control-Allow-Headers", "Authorization, Last-Event-ID, Cache-Control"),
-        ("Access-Control-Max-Age", "86400"),
+        ("Access-Control-Max-Age", PREFLIGHT_MAX_AGE_S),
     )
 
 
@@ -51,10 +41,12 @@ class EventStreamTransport:
     expects_replies = False
     heartbeat = KEEPALIVE
 
-    def __init__(self, cors: Headers, heartbeat_s: float = limits.SSE_KEEPALIVE_S) -> None:
+    def __init__(self, heartbeat_s: float = limits.SSE_KEEPALIVE_S) -> None:
         self.heartbeat_s = heartbeat_s
-        self._cors = cors
-        self.preamble = _stream_head(cors) + CONNECTED
+
+    def stream_head(self, headers: Headers) -> bytes:
+        """Return the head of the response, and a comment that shows the client that it is open."""
+        return _stream_head(headers) + CONNECTED
 
     def frame(self, seq: int, wire: bytes) -> bytes:
         """Return the event as one block."""
@@ -83,24 +75,25 @@ class EventStreamTransport:
     ) -> None:
         """Never called: streams send no messages."""
 
-    def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
+    def refuse(
+        self, connection: Connection, error: PylonError, headers: Headers = (), *, has_begun: bool
+    ) -> None:
         """Send an HTTP error before the stream. In the stream, end it: the reconnect gets it."""
         if not has_begun:
-            connection.send(refusals.refusal(error, self._cors))
+            connection.send(refusals.refusal(error, headers))
         connection.close(NORMAL, awaits_peer=False)
 
 
-def head_alone(cors: Headers) -> bytes:
+def head_alone(headers: Headers) -> bytes:
     """Return the response to HEAD: the headers of a stream, with ``Connection: close``."""
-    return _stream_head(cors, connection="close")
+    return _stream_head(headers, connection="close")
 
 
-def _stream_head(cors: Headers, *, connection: str = "keep-alive") -> bytes:
+def _stream_head(headers: Headers, *, connection: str = "keep-alive") -> bytes:
     return encode_head(200, (
         ("Content-Type", "text/event-stream"),
         ("Cache-Control", "no-cache"),
         ("Connection", connection),
-        *cors,
-        ("X-Content-Type-Options", "nosniff"),
+        *headers,
         ("X-Accel-Buffering", "no"),
     ))

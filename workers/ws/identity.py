@@ -4,6 +4,7 @@ The answer is ``{"type":"auth","ok":true,"user_id":…,"last_seq":n}``. The sock
 to `last_seq` as the old identity may read them, and later events as the new identity may. A client
 pulls with the new token to read earlier events that only the new identity may read.
 ``"token":null`` makes the socket anonymous. An unknown token gets an error, and the identity stays.
+The admin token is no session: it counts in the header of the handshake only.
 
 Invariants: the hub checks each event against the read policies for exactly one of the two
 identities. The state of the other features of a socket (rooms, live queries, documents, matches)
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pylon.auth.sessions import ANONYMOUS_CALLER
+from pylon.auth.tokens import UnprivilegedToken
 from pylon.errors import InvalidData, Unauthorized
 from workers.hub.admission import SubscriberAdmission
 from workers.hub.connection import Connection
@@ -46,7 +48,7 @@ class Identity:
         token = message.get("token")
         if token is not None and not isinstance(token, str):
             raise InvalidData("auth needs a token, a string or null")
-        caller, error = self._admission.caller_of(token)
+        caller, error = self._admission.caller_of(token and UnprivilegedToken(token))
         if error is not None:
             raise error
         if token and caller is ANONYMOUS_CALLER:

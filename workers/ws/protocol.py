@@ -9,9 +9,10 @@ Python (see `workers.ws.frames`).
 
 Invariants: the response echoes the chosen `bearer.` item verbatim, whether its token is valid or
 not. Without one it echoes a `seat.` item, because a browser fails if the server echoes none of its
-offers. A client without a token, or with an unknown one, is anonymous. A request that is no upgrade
-gets 426 with `BAD_UPGRADE`. The session cookie counts on the main port only, and only if the page's
-Origin may send writes: a foreign page must not open a socket as the browser's user.
+offers. A client without a token, or with an unknown one, is anonymous; a bad API key or JWT is a
+401, in the Authorization field only. A request that is no upgrade gets 426 with `BAD_UPGRADE`. The
+session cookie counts on the main port only, and only if the page's Origin is trusted: a foreign
+page must not open a socket as the browser's user.
 Called by the ws and the shards workers.
 """
 
@@ -27,7 +28,6 @@ from urllib.parse import unquote_to_bytes
 
 from geventwebsocket.handler import WebSocketHandler
 
-from pylon.auth.cookies import cookie_value
 from pylon.auth.origin import Origins
 from pylon.errors import BadUpgrade, PylonError
 from workers.hub import refusals
@@ -75,6 +75,7 @@ class Handshakes:
 
         Raises:
             BadUpgrade: the request is no WebSocket handshake.
+            InvalidApiKey, InvalidJwt: the Authorization field has such a credential.
         """
         fault = upgrade_fault(request)
         if fault is not None:
@@ -82,9 +83,11 @@ class Handshakes:
         offered = request.field(b"sec-websocket-protocol")
         seat_item = chosen_item(offered, _SEAT)
         item = chosen_item(offered)
-        token = request.bearer or token_of(item)
+        token = request.bearer
+        if token is None:
+            token = token_of(item)
         if token is None and on_main_port:
-            token = self._cookie_token(request)
+            token = request.cookie_token(self.cookie_name, self.origins)
         deflate = None
         if self.deflates:
             deflate = negotiate(request.field(b"sec-websocket-extensions"))
@@ -94,11 +97,6 @@ class Handshakes:
             0 if deflate is None else deflate.window_bits,
             _encode_response(request, item or seat_item, deflate),
         )
-
-    def _cookie_token(self, request: Request) -> str | None:
-        if not self.origins.allows(request.field(b"origin")):
-            return None
-        return cookie_value(request.field(b"cookie"), self.cookie_name)
 
 
 def refusal(error: PylonError, extra: Headers = ()) -> bytes:

@@ -12,6 +12,7 @@ from typing import NoReturn
 from pylon.app_rates import AppRates
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
+from pylon.auth.response_headers import SocketHeaders, socket_headers
 from pylon.bus.passing import SocketReceiver
 from pylon.bus.room_updates import RoomUpdatesSubscriber
 from pylon.bus.rooms_client import RoomsClient
@@ -27,6 +28,7 @@ from workers.boot import WorkerContext, boot
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
 from workers.hub.hub import Hub
+from workers.hub.refusals import refusal_headers
 from workers.hub.replay import Replay
 from workers.hub.request import Request, cursor_of
 from workers.hub.service import ChangeStream, Service
@@ -51,6 +53,7 @@ class WebSocketHandler:
     transport: WebSocketTransport
     rules: RuleSet
     manifest: Manifest
+    headers: SocketHeaders
 
     def open(
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
@@ -58,7 +61,8 @@ class WebSocketHandler:
         """Stream changes to a client.
 
         Raises:
-            BadUpgrade, InvalidQuery, Draining, SocketLimit: the acceptor still owns the socket.
+            BadUpgrade, InvalidApiKey, InvalidJwt, InvalidQuery, Draining, SocketLimit: the
+                acceptor still owns the socket.
         """
         handshake = self.handshakes.read(request, on_main_port=on_main_port)
         cursor = cursor_of(handshake.parameters.get("since"))
@@ -72,9 +76,9 @@ class WebSocketHandler:
         )
         self.admission.stream(raw, connect_request, self.replay, self.transport)
 
-    def refusal(self, error: PylonError) -> bytes:
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
         """Return the response for an error (`protocol.refusal`)."""
-        return protocol.refusal(error)
+        return protocol.refusal(error, refusal_headers(self.headers, request))
 
 
 def run() -> NoReturn:
@@ -115,12 +119,14 @@ def serve(booted: WorkerContext) -> NoReturn:
     )
     transport.on_text = conversation.on_text
     live.on_restart(conversation.enqueue)
+    trusted = origins(app.config, app.manifest)
     handshakes = protocol.Handshakes(
-        app.config.trust_proxy_hops, origins(app.config, app.manifest),
+        app.config.trust_proxy_hops, trusted,
         session_cookie(app.config, app.manifest).name, app.config.ws_deflate,
     )
     handler = WebSocketHandler(
-        handshakes, admission, changes.replay, transport, app.rules, app.manifest
+        handshakes, admission, changes.replay, transport, app.rules, app.manifest,
+        socket_headers(app.config, trusted),
     )
     acceptor = Acceptor(
         booted.listen_socket, handler, app.clock,

@@ -26,6 +26,7 @@ from pylon.clock import Clock, SystemClock
 from pylon.errors import PylonError, ResyncRequired
 from workers.hub.close_codes import NO_STATUS, POLICY, SERVICE_RESTART, TRY_AGAIN_LATER
 from workers.hub.connection import OVER_BUDGET, Connection
+from workers.net.response import Headers
 from workers.ws import deflate, frames
 from workers.ws.budgets import AddressBudgets, Inbox, value_cost_bytes
 
@@ -40,7 +41,6 @@ class WebSocketTransport:
     """
 
     expects_replies = True
-    preamble = b""  # nothing after the 101 of the handshake
     heartbeat = frames.encode(frames.PING, b"")
 
     def __init__(
@@ -55,6 +55,10 @@ class WebSocketTransport:
         self._addresses = AddressBudgets(self._clock, is_counting=counts_addresses)
         self.on_text: Callable[[Connection, str], None] = _ignore
         self.on_binary: Callable[[Connection, bytes], None] = _ignore
+
+    def stream_head(self, headers: Headers) -> bytes:
+        """Return nothing: the 101 of the handshake is the head."""
+        return b""
 
     def frame(self, seq: int, wire: bytes) -> bytes:
         """Return the event's JSON as one text frame."""
@@ -176,7 +180,9 @@ class WebSocketTransport:
         else:
             connection.resume(OVER_BUDGET)
 
-    def refuse(self, connection: Connection, error: PylonError, *, has_begun: bool) -> None:
+    def refuse(
+        self, connection: Connection, error: PylonError, headers: Headers = (), *, has_begun: bool
+    ) -> None:
         """Close a connection: its client must pull again, or connect again later."""
         if isinstance(error, ResyncRequired):
             connection.send(frames.encode(frames.TEXT, _resync(error)))

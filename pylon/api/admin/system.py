@@ -17,6 +17,7 @@ from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send_json, send_text
 from pylon.api.services import AdminServices
+from pylon.auth.sessions import is_admin_token
 from pylon.auth.tokens import bearer_token, same_token
 from pylon.control import ControlClient
 from pylon.errors import BadUpgrade, NotRunning, RoleMissing, Unauthorized, Unavailable
@@ -105,7 +106,7 @@ class Metrics:
             return
         token = bearer_token(req.env.get("HTTP_AUTHORIZATION")) or ""
         # Always compare both, so that the time does not reveal which one the token resembles.
-        as_admin = same_token(token, config.admin_token)
+        as_admin = is_admin_token(token, config)
         as_reader = same_token(token, config.metrics_token)
         if not (as_admin or as_reader):
             raise Unauthorized(

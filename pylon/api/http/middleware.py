@@ -1,10 +1,10 @@
 """The middleware: runs before and after every request, whatever its route.
 
 Before: it marks a path with an encoded slash (`routing`), takes or makes the request id, clears
-two session cookies that differ, answers a CORS preflight, and checks the origin (CSRF); once the
-route is known, the names of the query parameters. After: it
-sets the security and CORS headers and `no-store` on responses of the API, counts the request by
-its route template, and logs a request that was slow.
+two session cookies that differ, answers a CORS preflight, and checks the origin, and with a session
+cookie the type of the body (CSRF); once the route is known, the names of the query parameters.
+After: it sets the security and CORS headers and `no-store` on responses of the API, counts the
+request by its route template, and logs a request that was slow.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 
@@ -27,25 +27,14 @@ from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import check_names
 from pylon.api.http.routing import mark_page_name, mark_slashes
 from pylon.api.services import RequestServices
-from pylon.auth.cookies import has_conflict
-from pylon.auth.origin import SAFE_METHODS, cors_headers
+from pylon.auth.cookies import cookie_value, has_conflict
+from pylon.auth.origin import PREFLIGHT_MAX_AGE_S, SAFE_METHODS, check_body_type
+from pylon.auth.response_headers import api_headers, fixed_headers
 from pylon.auth.tokens import bearer_token
-from pylon.config import Config
 from pylon.log import get_logger
 
 _log = get_logger("http")
 
-SECURITY_HEADERS: Final = (
-    ("x-content-type-options", "nosniff"),
-    ("x-frame-options", "DENY"),
-    ("x-xss-protection", "1; mode=block"),
-    ("referrer-policy", "strict-origin-when-cross-origin"),
-    (
-        "permissions-policy",
-        "accelerometer=(), camera=(), geolocation=(), gyroscope=(), microphone=(), payment=(), "
-        "usb=()",
-    ),
-)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
 _VARY_LINE: Final = b"vary: Origin\r\n"
 _PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
@@ -61,10 +50,11 @@ class RequestMiddleware:
         self._is_dev = services.app.config.dev_mode
         self._origins = services.origins
         self._cookie = services.cookie
-        self._plain_headers = (*SECURITY_HEADERS, *cors_headers(services.app.config))
+        self._plain_headers = fixed_headers(services.app.config)
         self._api_headers = api_headers(services.app.config)
         self._plain_lines = header_lines(self._plain_headers)
         self._api_lines = header_lines(self._api_headers)
+        self._lines_without_origin = header_lines(self._origins.cors(None))
         # Unique enough to find a request in a log, at no cost: eight digits of the process
         # (`RequestServices.request_id_prefix`) and a counter of eight digits.
         self._ids = itertools.count(1)
@@ -90,6 +80,7 @@ class RequestMiddleware:
         method = req.method
         if method == "OPTIONS":
             resp.status = 204
+            resp.set_header("access-control-max-age", PREFLIGHT_MAX_AGE_S)
             resp.complete = True
             return
         self._services.rates.admit(req, lambda: caller_of(req, self._services).auth)
@@ -98,13 +89,14 @@ class RequestMiddleware:
                 mark_page_name(req)
             origin, referer = env.get("HTTP_ORIGIN"), env.get("HTTP_REFERER")
             fetch_site = env.get("HTTP_SEC_FETCH_SITE")
-            # No header names a page: the client is no browser, and the check would pass.
-            if not (origin is referer is fetch_site is None):
+            # None of these headers: the client is no browser, and the checks would pass.
+            if not (origin is referer is fetch_site is cookies is None):
+                has_bearer = bearer_token(env.get("HTTP_AUTHORIZATION")) is not None
                 self._origins.check(
-                    method, origin, referer,
-                    has_bearer=bearer_token(env.get("HTTP_AUTHORIZATION")) is not None,
-                    fetch_site=fetch_site,
+                    method, origin, referer, has_bearer=has_bearer, fetch_site=fetch_site
                 )
+                if not has_bearer and _has_body(env) and cookie_value(cookies, self._cookie.name):
+                    check_body_type(env.get("CONTENT_TYPE"))
 
     def process_resource(
         self, req: falcon.Request, resp: falcon.Response, resource: object, params: dict[str, Any]
@@ -123,6 +115,7 @@ class RequestMiddleware:
                 resp.set_header(name, value)
         is_api = path.startswith("/api/")
         request_id = getattr(context, "request_id", None)
+        origin = env.get("HTTP_ORIGIN")
         if "pylon.head" in env:  # our HTTP server takes header lines as they go on the wire
             lines = self._api_lines if is_api else self._plain_lines
             if getattr(context, "has_vary", False) and _VARY_LINE in lines:
@@ -130,11 +123,17 @@ class RequestMiddleware:
                 resp.append_header("vary", "Origin")  # one field for both
             if request_id is not None:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
+            if origin is None:
+                lines += self._lines_without_origin
+            else:
+                lines += header_lines(self._origins.cors(origin))
             env["pylon.head"] += lines
         else:
             for name, value in self._api_headers if is_api else self._plain_headers:
                 add = resp.append_header if name == "vary" else resp.set_header
                 add(name, value)
+            for name, value in self._origins.cors(origin):
+                resp.set_header(name, value)
             if request_id is not None:
                 resp.set_header("x-request-id", request_id)
         if request_id is None:
@@ -194,9 +193,10 @@ class _Counters:
         return children
 
 
-def api_headers(config: Config) -> tuple[tuple[str, str], ...]:
-    """Return the headers of every response of the API, and of the HTTP server's own ones."""
-    return (*SECURITY_HEADERS, *cors_headers(config), ("cache-control", "no-store"))
+def _has_body(env: dict[str, Any]) -> bool:
+    if "HTTP_TRANSFER_ENCODING" in env:
+        return True
+    return env.get("CONTENT_LENGTH") not in (None, "", "0")
 
 
 def header_lines(headers: Iterable[tuple[str, str]]) -> bytes:

@@ -1,8 +1,8 @@
 """Identity and sessions: guest, me, session, refresh, logout (spec/http.md §3.11.1).
 
 Invariants: a token is sent only after its session is committed. The cookie is set only for a
-request with an Origin header, and never by `POST /api/auth/session` and `refresh`. When a session
-ends, a signal tells the socket workers, which close its sockets.
+request with a trusted Origin header, and never by `POST /api/auth/session` and `refresh`. When a
+session ends, a signal tells the socket workers, which close its sockets.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Sessions:
         user_id = f"guest_{self._services.app.random.token_hex(_GUEST_BYTES)}"
         session = self.make(req, user_id, is_guest=True)
         self._services.writer.submit(session.put)
-        if "HTTP_ORIGIN" in req.env:
+        if self._services.requests.origins.allows(req.env.get("HTTP_ORIGIN")):
             resp.append_header("set-cookie", self._services.requests.cookie.set(session.token))
         return session
 
