@@ -16,7 +16,7 @@ every copy at the end of the server.
 
 Invariants: one backup at a time; a drain flushes the WAL only after the copy has ended or was
 cancelled (`end_copy`). Metrics: `pylon_backups_total`, `pylon_backups_running`, the time and
-duration of the last good one, which `BackupManager.write_record` keeps over restarts.
+duration of the last good one, which the backup record keeps over restarts.
 Called by the threads of `supervisor.control` and by `supervisor.drain`.
 """
 
@@ -32,7 +32,8 @@ import msgspec
 from pylon import limits, log, metrics
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import InvalidData, Unavailable
-from pylon.storage.backups import BackupManager, BackupRecord
+from pylon.storage.backups import BackupRecord
+from pylon.storage.bundle.record import read_record, write_record
 from pylon.storage.records import StoreSizes
 from supervisor.control import ClientLeft, Dialogue, Line
 
@@ -53,11 +54,10 @@ class Backups:
     """`converse` is the dialogue of the command ``backup``."""
 
     def __init__(
-        self, manager: BackupManager, sizes: Callable[[], StoreSizes], manifest: Path,
-        clock: Clock,
+        self, data_path: Path, sizes: Callable[[], StoreSizes], manifest: Path, clock: Clock
     ) -> None:
-        """Args: `sizes` gives those of the store."""
-        self._manager = manager
+        """Args: `data_path` and `sizes` are those of the store."""
+        self._data_path = data_path
         self._sizes = sizes
         self._manifest = manifest
         self._clock = clock
@@ -66,7 +66,7 @@ class Backups:
         self._copied = threading.Event()
         self._copied.set()
         self._copier_pid = 0
-        self._show(manager.read_record())
+        self._show(read_record(data_path))
 
     def converse(self, _request: Line, dialogue: Dialogue) -> Line:
         """Accompany one backup."""
@@ -139,7 +139,7 @@ class Backups:
         )
         self._show(record)
         try:
-            self._manager.write_record(record)
+            write_record(self._data_path, record)
         except OSError as ex:
             _log.warning("backup.not_recorded", error=str(ex),
                          hint="the backup is good; after a restart its time is not known")

@@ -273,7 +273,7 @@ def _assemble(
         events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
         nodes=nodes, flusher=flusher, pending=pending,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
-        backups=Backups(store.backups, engine.maintenance.sizes, runtime.manifest, clock),
+        backups=Backups(store.data_path, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),
     )
 

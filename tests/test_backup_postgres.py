@@ -43,7 +43,7 @@ def url(tmp_path: Path, postgres_url: str) -> str:
 
 @pytest.fixture
 def backups(url: str, tmp_path: Path) -> PostgresBackups:
-    return PostgresBackups(url, tmp_path / "data" / "app.db", ManualClock())
+    return PostgresBackups(url, ManualClock())
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_bundle_states_its_store_server_schema_and_tables(
     assert report.manifest and copied == [True]
     assert all(0 <= left <= tables for left, tables in progress)
     assert backups.verify(tmp_path / "bundle").seq == head
-    assert PostgresBackups("", tmp_path).verify(tmp_path / "bundle").seq == head
+    assert PostgresBackups("").verify(tmp_path / "bundle").seq == head
 
 
 def test_backup_under_load_is_one_commit_and_lets_no_writer_wait(
@@ -155,7 +155,7 @@ def restored_sums(backups: PostgresBackups, url: str, bundle: Path) -> tuple[int
     other = url.replace("/postgres?", f"/{name}?")
     execute(url, f"CREATE DATABASE {name} TEMPLATE template0")
     try:
-        PostgresBackups(other, bundle.parent / "x.db").restore(bundle, bundle.parent / "no.json")
+        PostgresBackups(other).restore(bundle, bundle.parent / "no.json")
         ((a, b),) = execute(other, "SELECT (SELECT sum(n) FROM a), (SELECT sum(n) FROM b)")
         return int(a), int(b)
     finally:
@@ -190,7 +190,7 @@ def test_verify_finds_the_damage_without_a_server(
     backups.create(bundle, tmp_path / "app.json")
     damage(bundle)
     with pytest.raises(BackupInvalid, match=says):
-        PostgresBackups("", tmp_path).verify(bundle)
+        PostgresBackups("").verify(bundle)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_the_schema_public_is_backed_up_and_replaced_too(
     try:
         kit.move(SqliteTransfer(tmp_path / "a.db"), PostgresTransfer(other))
         before = kit.all_rows(PostgresTransfer(other))
-        backups = PostgresBackups(other, tmp_path / "x.db", ManualClock())
+        backups = PostgresBackups(other, ManualClock())
         backups.create(tmp_path / "bundle", None)
         backups.verify(tmp_path / "bundle", deep=True)
         execute(other, 'DELETE FROM "Task"')
@@ -325,7 +325,7 @@ def test_a_restore_that_was_killed_is_run_again(
         "from pylon.storage.postgres.backup import restore\n"
         "from pylon.storage.postgres.backup.manager import PostgresBackups\n"
         f"{owner}.{step} = lambda *args: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "PostgresBackups(sys.argv[1], Path('x')).restore(Path(sys.argv[2]), Path('none.json'))\n"
+        "PostgresBackups(sys.argv[1]).restore(Path(sys.argv[2]), Path('none.json'))\n"
     )
     killed = subprocess.run(
         [sys.executable, "-c", code, url, str(bundle)], timeout=60, check=False,
@@ -387,7 +387,7 @@ def test_a_bundle_of_one_store_is_refused_by_the_other(
 
 def test_an_empty_schema_has_nothing_to_back_up(postgres_url: str, tmp_path: Path) -> None:
     with pytest.raises(BackupRefused, match="no database of Pylon"):
-        PostgresBackups(postgres_url, tmp_path).create(tmp_path / "bundle", None)
+        PostgresBackups(postgres_url).create(tmp_path / "bundle", None)
 
 
 def test_the_program_of_the_servers_version_is_chosen_or_its_package_is_named(

@@ -17,6 +17,7 @@ from pylon.cli.backup import _Copy
 from pylon.control import ControlDialogue
 from pylon.errors import Unavailable
 from pylon.storage.backend import Backend
+from pylon.storage.bundle.record import read_record
 from pylon.storage.factory import open_store_at
 from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.wal_readers import find_readers
@@ -86,7 +87,7 @@ def test_backup_of_a_stopped_server_is_known_after_its_start(make: Maker, tmp_pa
     it = make().start()
     assert it.end() == 0
     assert run_backup(it, tmp_path / "one").returncode == 0
-    record = open_store_at(it.db_path).backups.read_record()
+    record = read_record(it.db_path)
     assert record is not None and record.target == str(tmp_path / "one")
     it.start()
     assert value_of(it, AT) == record.at_s
@@ -153,7 +154,7 @@ def test_a_backup_that_has_copied_outlives_the_server(make: Maker, tmp_path: Pat
     with it.control.open_dialogue("backup") as dialogue:
         report = EndsServer(dialogue, open_store_at(it.db_path)).make(tmp_path / "one")
     assert verify_backup(tmp_path / "one").seq == report.seq
-    record = open_store_at(it.db_path).backups.read_record()
+    record = read_record(it.db_path)
     assert record is not None and record.seq == report.seq
 
 

@@ -24,7 +24,7 @@ from pylon.data_dir import prepare_data_dir
 from pylon.data_dir_lock import DataDirLock
 from pylon.errors import StartRefused
 from pylon.metrics.wire import Family, Sample
-from pylon.storage.factory import open_store, open_store_at
+from pylon.storage.factory import open_store
 from pylon.storage.records import StoreSizes
 from supervisor import template
 from supervisor.backups import Backups
@@ -387,7 +387,7 @@ def test_a_backup_that_holds_back_too_much_wal_is_cancelled(
             wal_bytes = 2_001
 
     backups = Backups(
-        open_store_at(tmp_path / "app.db").backups, lambda: StoreSizes(2_000, wal_bytes, 0),
+        tmp_path / "app.db", lambda: StoreSizes(2_000, wal_bytes, 0),
         tmp_path / "manifest.json", ManualClock(),
     )
     assert backups.converse({}, StubDialogue()) == {"recorded": False}  # type: ignore[arg-type]

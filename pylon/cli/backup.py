@@ -33,6 +33,7 @@ from pylon.errors import BackupRefused, NotRunning, Unavailable
 from pylon.storage.backend import Backend
 from pylon.storage.backups import BackupManager, BackupRecord, BackupReport
 from pylon.storage.bundle.contents import SQLITE, read_contents
+from pylon.storage.bundle.record import write_record
 from pylon.storage.factory import open_dump_backups, open_store, open_store_at
 
 _clock = SystemClock()
@@ -181,7 +182,7 @@ def _record(store: Backend, report: BackupReport) -> None:
         report.size_bytes,
     )
     try:
-        store.backups.write_record(record)
+        write_record(store.data_path, record)
     except OSError as ex:
         note(f"warning: the backup is good, but the server will not know of it: {ex}")
 

@@ -1,7 +1,7 @@
 """Backups of a store: what a backend offers, and its reports.
 
-A bundle is a folder (see `pylon.storage.bundle`). `BackupRecord` notes
-the last good one beside the data, so that metrics say the same after a restart as before it.
+A bundle is a folder (see `pylon.storage.bundle`). `BackupRecord` describes the last good one; it is
+a file beside the data (`pylon.storage.bundle.record`), so metrics have it after a restart too.
 
 Called by `pylonctl backup`, `restore` and `schema apply`, and by the supervisor.
 """
@@ -128,14 +128,4 @@ class BackupManager(Protocol):
             BackupInvalid: the bundle does not pass `verify`; nothing was touched.
             BackupRefused: there are data, or a server runs on them.
             OSError: the disk refused; the old data are still in their place.
-        """
-
-    def read_record(self) -> BackupRecord | None:
-        """The record of the last good backup; None where there is none that can be read."""
-
-    def write_record(self, record: BackupRecord) -> None:
-        """Replace the record.
-
-        Raises:
-            OSError: the data directory cannot be written to.
         """

@@ -61,5 +61,5 @@ def open_store_at(path: Path) -> Backend:
 def open_dump_backups() -> BackupManager:
     """Return what checks a bundle of PostgreSQL without a server."""
     postgres: Any = import_module("pylon.storage.postgres.backup.manager")
-    manager: BackupManager = postgres.PostgresBackups("", Path())
+    manager: BackupManager = postgres.PostgresBackups("")
     return manager

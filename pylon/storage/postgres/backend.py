@@ -93,9 +93,7 @@ class PostgresBackend:
     @cached_property
     def backups(self) -> BackupManager:
         """See `Backend`."""
-        manager: BackupManager = _load("backup.manager").PostgresBackups(
-            self.direct_url, self.data_path
-        )
+        manager: BackupManager = _load("backup.manager").PostgresBackups(self.direct_url)
         return manager
 
     @cached_property

@@ -1,7 +1,6 @@
 """PostgreSQL backup manager: implements `pylon.storage.backups.BackupManager` for one schema.
 
-No server of Pylon is needed for a backup, and none is hindered by it. The record of the last good
-backup is beside the data directory's files. Made by `pylon.storage.postgres.backend`.
+A backup needs no server of Pylon, and hinders none. Made by `pylon.storage.postgres.backend`.
 """
 
 from __future__ import annotations
@@ -10,14 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pylon.clock import Clock, SystemClock
-from pylon.storage.backups import (
-    BackupRecord,
-    BackupReport,
-    Progress,
-    RestoreReport,
-    VerifyReport,
-)
-from pylon.storage.bundle import record
+from pylon.storage.backups import BackupReport, Progress, RestoreReport, VerifyReport
 from pylon.storage.postgres.backup.create import create_backup
 from pylon.storage.postgres.backup.restore import restore_backup
 from pylon.storage.postgres.backup.verify import verify_backup, verify_deeply
@@ -28,10 +20,8 @@ class PostgresBackups:
 
     holds_log = False
 
-    def __init__(self, url: str, data_path: Path, clock: Clock | None = None) -> None:
-        """Args: `data_path`: the record is named after it."""
+    def __init__(self, url: str, clock: Clock | None = None) -> None:
         self._url = url
-        self._data_path = data_path
         self._clock = clock or SystemClock()
 
     def create(
@@ -52,11 +42,3 @@ class PostgresBackups:
     def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
         """See `BackupManager`."""
         return restore_backup(source, self._url, manifest, self._clock, replace=replace)
-
-    def read_record(self) -> BackupRecord | None:
-        """See `BackupManager`."""
-        return record.read_record(self._data_path)
-
-    def write_record(self, made: BackupRecord) -> None:
-        """See `BackupManager`."""
-        record.write_record(self._data_path, made)

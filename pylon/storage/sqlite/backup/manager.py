@@ -10,14 +10,7 @@ from pathlib import Path
 
 from pylon.clock import Clock, SystemClock
 from pylon.errors import BackupRefused
-from pylon.storage.backups import (
-    BackupRecord,
-    BackupReport,
-    Progress,
-    RestoreReport,
-    VerifyReport,
-)
-from pylon.storage.bundle import record
+from pylon.storage.backups import BackupReport, Progress, RestoreReport, VerifyReport
 from pylon.storage.sqlite.backup.create import create_backup
 from pylon.storage.sqlite.backup.restore import restore_backup
 from pylon.storage.sqlite.backup.verify import verify_backup
@@ -50,11 +43,3 @@ class SqliteBackups:
         if not replace and self._path.exists():
             raise BackupRefused(f"there is a database at {self._path} already")
         return restore_backup(source, self._path, manifest, self._clock)
-
-    def read_record(self) -> BackupRecord | None:
-        """See `BackupManager`."""
-        return record.read_record(self._path)
-
-    def write_record(self, made: BackupRecord) -> None:
-        """See `BackupManager`."""
-        record.write_record(self._path, made)
