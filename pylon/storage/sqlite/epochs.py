@@ -79,9 +79,7 @@ def begin_run(conn: apsw.Connection, durability: str, boot_id: str, clock: Clock
 def end_run(conn: apsw.Connection, head: int) -> None:
     """Note, within the caller's transaction, that all is written and the run ends cleanly."""
     meta.put(conn, "clean", "1")
-    conn.execute(
-        "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (head,)
-    )
+    log.put_counter(conn, head)
 
 
 def resume_run(conn: apsw.Connection) -> None:

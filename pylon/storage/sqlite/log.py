@@ -5,7 +5,7 @@ counter in `_pylon_change_seq`, which the Rust server updates. It never decrease
 
 This module also reads a log of the Rust server, whose timestamps may be text and whose deletes may
 have the row in `data`. Invariant: returned events obey `pylon.storage.events`. Called by `reader`,
-`transaction`, `epochs` and the schema.
+`transaction`, `epochs`, the schema, backups and transfers.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ INSERT: Final = (
     "INSERT INTO _pylon_change_log (seq, entity, row_id, kind, data, prev_data, timestamp) "
     "VALUES (?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
 )
-_HEAD: Final = (
-    "SELECT max(ifnull((SELECT max(seq) FROM _pylon_change_log), 0), "
-    "ifnull((SELECT max(first_seq) FROM _pylon_epochs), 0), "
-    "ifnull((SELECT max(value) FROM _pylon_change_seq), 0))"
-)
+# Where a seq may be in use, by table.
+_SEQ_COLUMNS: Final = {
+    "_pylon_change_log": "seq", "_pylon_epochs": "first_seq", "_pylon_change_seq": "value",
+}
+_HEAD: Final = "SELECT max({})".format(", ".join(
+    f"ifnull((SELECT max({column}) FROM {table}), 0)" for table, column in _SEQ_COLUMNS.items()
+))
 _OLDEST: Final = (
     "SELECT seq, timestamp, ifnull(octet_length(data), 0) + ifnull(octet_length(prev_data), 0) "
     "FROM _pylon_change_log ORDER BY seq LIMIT ?"
@@ -47,6 +49,24 @@ _COLUMNS: Final = (
 def head_seq(conn: apsw.Connection) -> int:
     """Return the highest seq in use; 0 in a new database."""
     return int(conn.execute(_HEAD).get)
+
+
+def find_head_seq(conn: apsw.Connection, tables: Collection[str]) -> int:
+    """Return the highest seq in use in a database that has only some of the tables, since this
+    Pylon may never have opened it.
+
+    Args:
+        tables: those that the database has.
+    """
+    return max((
+        int(conn.execute(f"SELECT ifnull(max({column}), 0) FROM {table}").get)
+        for table, column in _SEQ_COLUMNS.items() if table in tables
+    ), default=0)
+
+
+def put_counter(conn: apsw.Connection, seq: int) -> None:
+    """Set the counter of seqs, within the open transaction."""
+    conn.execute("INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (seq,))
 
 
 def oldest_seq(conn: apsw.Connection) -> int:

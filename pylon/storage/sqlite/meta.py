@@ -24,3 +24,8 @@ def get(conn: apsw.Connection, key: str) -> str | None:
 def put(conn: apsw.Connection, key: str, value: str) -> None:
     """Set the value of a key, within the open transaction."""
     conn.execute("INSERT OR REPLACE INTO _pylon_meta (key, value) VALUES (?, ?)", (key, value))
+
+
+def delete(conn: apsw.Connection, key: str) -> None:
+    """Delete a key, within the open transaction, if it is there."""
+    conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (key,))

@@ -47,7 +47,7 @@ def note_short_rows(conn: apsw.Connection, manifest: Manifest, is_stale: bool) -
 
 def forget_short_rows(conn: apsw.Connection, entity: str) -> None:
     """Delete the key of an entity, within the open transaction: it writes a long row."""
-    conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + entity,))
+    meta.delete(conn, _KEY + entity)
 
 
 def has_short_rows(conn: apsw.Connection, entity: str) -> bool:

@@ -15,38 +15,20 @@ import apsw
 
 from pylon.errors import BackupInvalid
 from pylon.storage.bundle.contents import DATA_FILES, SQLITE, Facts
+from pylon.storage.sqlite import log, meta
 
 DATABASE: Final = DATA_FILES[SQLITE]
 
 
 def read_facts(conn: apsw.Connection) -> Facts:
-    """Return head seq, lineage and schema hash of the database of `conn`.
-
-    The head is that of `pylon.storage.sqlite.log.head_seq`. This function also works in a database
-    that Pylon has never opened and that lacks some of the tables.
-    """
+    """Return head seq, lineage and schema hash of the database of `conn`, which may lack some of
+    Pylon's tables."""
     tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type='table'")}
-    seq = 0
-    if "_pylon_change_log" in tables:
-        seq = _scalar(conn, "SELECT max(seq) FROM _pylon_change_log") or 0
-    if "_pylon_change_seq" in tables:
-        seq = max(seq, _scalar(conn, "SELECT max(value) FROM _pylon_change_seq") or 0)
-    if "_pylon_epochs" in tables:
-        seq = max(seq, _scalar(conn, "SELECT max(first_seq) FROM _pylon_epochs") or 0)
-    lineage = ""
-    if "_pylon_meta" in tables:
-        for (value,) in conn.execute("SELECT value FROM _pylon_meta WHERE key = 'lineage'"):
-            lineage = str(value)
+    lineage = meta.get(conn, "lineage") if "_pylon_meta" in tables else None
     digest = hashlib.sha256()
     for row in conn.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY 1, 2, 3"):
         digest.update(repr(row).encode())
-    return Facts(seq, lineage, digest.hexdigest())
-
-
-def _scalar(conn: apsw.Connection, sql: str) -> int | None:
-    for (value,) in conn.execute(sql):
-        return None if value is None else int(value)
-    return None
+    return Facts(log.find_head_seq(conn, tables), lineage or "", digest.hexdigest())
 
 
 def check_integrity(conn: apsw.Connection) -> None:

@@ -27,6 +27,7 @@ from pylon.storage.backups import RestoreReport
 from pylon.storage.bundle.contents import APP_MANIFEST, Facts, read_contents
 from pylon.storage.bundle.create import entry_of
 from pylon.storage.bundle.restore import find_free_stamp, kept_path, put_manifest
+from pylon.storage.sqlite import log
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.epochs import open_epoch
@@ -120,10 +121,7 @@ def _void_cursors(copy: Path, old: Facts | None, clock: Clock) -> None:
         with conn:
             for statement in ddl.SYSTEM_TABLES:
                 conn.execute(statement)
-            conn.execute(
-                "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)",
-                (max(facts.seq, old.seq if old is not None else 0),),
-            )
+            log.put_counter(conn, max(facts.seq, old.seq if old is not None else 0))
             open_epoch(conn, "restore", clock, void_from=0 if foreign else facts.seq)
     finally:
         conn.close()

@@ -188,7 +188,7 @@ def _next_version(conn: apsw.Connection) -> int:
     old copy would match.
     """
     seq = log.head_seq(conn) + 1
-    conn.execute("INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)", (seq,))
+    log.put_counter(conn, seq)
     return seq
 
 

@@ -170,7 +170,7 @@ def _built_for(entity: Entity) -> str:
 def _drop(conn: apsw.Connection, name: str) -> None:
     conn.execute(f"DROP TABLE IF EXISTS {quote(f'_fts_{name}')}")
     conn.execute(f"DROP TABLE IF EXISTS {quote(f'_pylon_search_{name}')}")
-    conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + name,))
+    meta.delete(conn, _KEY + name)
 
 
 def _make_missing(conn: apsw.Connection, entity: Entity) -> None:
@@ -183,7 +183,7 @@ def _make_missing(conn: apsw.Connection, entity: Entity) -> None:
         _drop(conn, entity.name)
         conn.execute(_create_index(entity, quote(index_table(entity))))
         conn.execute(_create_numbers(entity))
-    conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (_KEY + entity.name,))
+    meta.delete(conn, _KEY + entity.name)
 
 
 def _renew_rows(

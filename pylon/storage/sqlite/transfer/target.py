@@ -22,7 +22,7 @@ from pylon.clock import Clock
 from pylon.data_dir import give_path_to_owner, sync_path
 from pylon.errors import MigrationRefused
 from pylon.manifest.model import Manifest
-from pylon.storage.sqlite import meta
+from pylon.storage.sqlite import log, meta
 from pylon.storage.sqlite.names import quote
 from pylon.storage.sqlite.schema import history, search
 from pylon.storage.sqlite.schema.apply import prepare_store
@@ -129,14 +129,11 @@ class SqliteTarget:
                 search.build(self._conn, entity)
             note_short_rows(self._conn, self._manifest, is_stale=True)
             for key in moved_facts(self._conn):
-                self._conn.execute("DELETE FROM _pylon_meta WHERE key = ?", (key,))
+                meta.delete(self._conn, key)
             for key, value in facts.items():
                 meta.put(self._conn, key, value)
             meta.put(self._conn, "history_rows", str(history.row_count(self._conn)))
-            self._conn.execute(
-                "INSERT OR REPLACE INTO _pylon_change_seq (id, value) VALUES (1, ?)",
-                (source.head,),
-            )
+            log.put_counter(self._conn, source.head)
             self._conn.execute("DELETE FROM sqlite_sequence WHERE name = ?", (DOCUMENT_UPDATES,))
             self._conn.execute(
                 "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",
