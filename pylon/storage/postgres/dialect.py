@@ -31,6 +31,7 @@ from pylon.query.predicate import (
     Value,
 )
 from pylon.storage.core.names import quote
+from pylon.storage.postgres.comparisons import Number, SqlType, exact_digits
 from pylon.storage.postgres.functions import (
     ARITHMETIC,
     ELEMENT_OF_KIND,
@@ -39,7 +40,7 @@ from pylon.storage.postgres.functions import (
     REMAINDER,
     WHOLE,
 )
-from pylon.storage.postgres.operands import Converted, Number, Operands, SqlType, exact_digits
+from pylon.storage.postgres.operands import Converted, Operands
 from pylon.storage.postgres.patterns import like_parts, like_text
 from pylon.storage.postgres.schema.ddl import where_text
 from pylon.storage.postgres.search import match_condition, match_expression

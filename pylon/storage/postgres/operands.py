@@ -1,13 +1,9 @@
 """Operands: brings the values of a predicate into the types of the columns that they meet.
 
-PostgreSQL gives each parameter one type, compares whole numbers with doubles as doubles, and takes
-no text with a NUL character or half a surrogate pair. So `Operands.fit` turns a predicate into one
-that means the same for every row that can be stored, and in which a comparison has sides of one
-type:
-
-- A number becomes one of its column's type, or the next one, with another sign where needed.
-- A column of whole numbers and one of doubles meet as exact numbers (`Converted`).
-- An impossible text becomes the text next to it, or the condition becomes a constant.
+PostgreSQL compares whole numbers with doubles as doubles, and gives each parameter one type. So
+`Operands.fit` turns a predicate into one that means the same for every row that can be stored, and
+in which a comparison has sides of one type. `comparisons` fits a literal to the column that it
+meets. A column of whole numbers and one of doubles meet as exact numbers (`Converted`).
 
 Invariants: no row that the writer accepts fulfils only one of the two predicates. The types of
 fields are the manifest's. Called by `dialect`, for each predicate that is compiled. PERF: a tree
@@ -18,10 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from decimal import Decimal
-from math import ceil, floor, isinf, isnan
 from typing import Any, Final, cast
-from typing import Literal as OneWord
 
 import msgspec
 
@@ -67,9 +60,16 @@ from pylon.query.predicate import (
     Sign,
     Value,
 )
+from pylon.storage.postgres.comparisons import (
+    FAR,
+    SqlType,
+    compare_kinds,
+    compare_literal,
+    is_storable,
+    storable_pieces,
+)
 from pylon.values import INT_MAX, INT_MIN
 
-SqlType = OneWord["text", "bigint", "double precision", "boolean", "numeric"]
 Types = Mapping[str, SqlType]  # by field
 
 _TYPES: Final[dict[FieldType, SqlType]] = {
@@ -82,8 +82,6 @@ _OF_VALUE: Final[dict[type, SqlType]] = {
 _OF_KIND: Final[dict[str, SqlType]] = {
     "any": "boolean", "text": "text", "number": "numeric", "boolean": "boolean",
 }
-_FAR: Final = 2.0**63
-_LAST: Final = "\ue000"  # the first character behind the surrogates
 
 
 class Converted(msgspec.Struct, frozen=True, gc=False):
@@ -94,40 +92,10 @@ class Converted(msgspec.Struct, frozen=True, gc=False):
     target: SqlType
 
 
-class Number(msgspec.Struct, frozen=True, gc=False):
-    """An exact number, as its digits."""
-
-    digits: str
-
-
 def types_of(entity: Entity) -> dict[str, SqlType]:
     """Return the types of an entity's columns."""
     types = {field.name: _TYPES.get(field.type, _TEXT) for field in entity.fields}
     return {**types, "id": _TEXT}
-
-
-def exact_digits(value: float) -> str:
-    """Return the digits of a number as the function `_pylon_exact` has them."""
-    if isinstance(value, int):
-        return str(value)
-    if isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    if -_FAR <= value < _FAR and abs(value) >= 2.0**53:
-        return str(int(value))
-    return str(Decimal(repr(value)))
-
-
-def is_storable(text: str) -> bool:
-    """Whether a row can have the text."""
-    if "\0" in text:
-        return False
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Operands:
@@ -203,12 +171,12 @@ class _Fit:
                 return TRUE if evaluator_of(found)({}) else FALSE
             return self.condition(compare(node.sign, first, right))  # `second` is fitted already
         if type(second) is Literal:
-            return _with_operand(node.sign, first, first_type, second.value)
+            return compare_literal(node.sign, first, first_type, second.value)
         if first_type == second_type:
             return Compare(node.sign, first, second)
         if {first_type, second_type} <= {"bigint", "double precision", "numeric"}:
             return Compare(node.sign, _exact(first, first_type), _exact(second, second_type))
-        return _of_two_kinds(node.sign, first, second, first_type == "text")
+        return compare_kinds(node.sign, first, second, first_type == "text")
 
     def _compare_tuple(self, node: CompareTuple) -> Predicate:
         """Up to the first value that is none of its column's type, the comparison is as it was."""
@@ -251,7 +219,7 @@ class _Fit:
         item, kind = self._value(node.item)
         if type(item) is not Literal and all(type(option) is Literal for option in node.options):
             found = [
-                _with_operand("=", item, kind, cast(Literal, option).value)
+                compare_literal("=", item, kind, cast(Literal, option).value)
                 for option in node.options
             ]
             same = tuple([part.right for part in found if type(part) is Compare])
@@ -268,7 +236,7 @@ class _Fit:
             ])
         else:
             column = Column(node.field)
-            found = [_with_operand("=", column, kind, value) for value in node.values]
+            found = [compare_literal("=", column, kind, value) for value in node.values]
             kept = tuple([
                 cast(Any, part.right).value for part in found if type(part) is Compare
             ])
@@ -292,7 +260,7 @@ class _Fit:
         if type(part) is Literal and not is_storable(str(part.value)):
             return FALSE
         if type(text) is Literal and not is_storable(str(text.value)):
-            pieces = _storable_pieces(str(text.value))
+            pieces = storable_pieces(str(text.value))
             text = Literal(pieces[-1] if node.at_end else pieces[0])
         if text is node.text and part is node.affix:
             return node
@@ -360,7 +328,7 @@ def _converted(value: Value, source: SqlType, target: SqlType) -> Value:
         number = cast(float, value.value)
         if target == "double precision":
             return Literal(float(number))
-        whole = min(max(number, -_FAR), _FAR)
+        whole = min(max(number, -FAR), FAR)
         return Literal(min(max(int(whole), INT_MIN), INT_MAX))
     return cast(Value, Converted(value, source, target))
 
@@ -369,116 +337,6 @@ def _exact(value: Value, source: SqlType) -> Value:
     if source == "numeric":
         return value
     return cast(Value, Converted(value, source, "numeric"))
-
-
-def _with_operand(sign: Sign, left: Value, kind: SqlType, value: Scalar) -> Predicate:
-    """Return the comparison of a value of a type with a literal."""
-    if value is None:
-        return FALSE
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind == "text" and isinstance(value, str):
-        if is_storable(value):
-            return Compare(sign, left, Literal(value))
-        return _near_text(sign, left, value)
-    if kind == "boolean" and not isinstance(value, str):
-        return Compare(sign, left, Literal(bool(value)))
-    if kind == "numeric" and is_number:
-        return Compare(sign, left, cast(Value, Number(exact_digits(cast(float, value)))))
-    if kind == "bigint" and is_number:
-        return _with_whole(sign, left, value)
-    if kind == "double precision" and is_number:
-        return _with_double(sign, left, value)
-    return _of_two_kinds(sign, left, None, kind == "text")
-
-
-def _of_two_kinds(
-    sign: Sign, left: Value, right: Value | None, left_is_text: bool
-) -> Predicate:
-    """Return the comparison of a number or boolean with a text, which is behind it."""
-    holds = sign == "<>" or (sign[0] == ">" if left_is_text else sign[0] == "<")
-    if not holds:
-        return FALSE
-    present = not_(is_null(left))
-    return present if right is None else and_(present, not_(is_null(right)))
-
-
-def _present(value: Value) -> Predicate:
-    return not_(is_null(value))
-
-
-def _with_whole(sign: Sign, left: Value, value: Any) -> Predicate:
-    """Return the comparison of a whole number of 64 bits with any number."""
-    if isinstance(value, float):
-        if isnan(value):
-            return FALSE
-        if isinf(value) or not value.is_integer():
-            below = INT_MIN - 1 if value < 0 else INT_MAX + 1
-            return _between(
-                sign, left, below if isinf(value) else floor(value),
-                below if isinf(value) else ceil(value),
-            )
-        value = int(value)
-    if not INT_MIN <= value <= INT_MAX:
-        return _between(sign, left, value, value)
-    return Compare(sign, left, Literal(value))
-
-
-def _between(sign: Sign, left: Value, low: int, high: int) -> Predicate:
-    """Return the comparison with a number that is no whole number of 64 bits, between two."""
-    if sign == "=":
-        return FALSE
-    if sign == "<>":
-        return _present(left)
-    if sign[0] == "<":
-        if low < INT_MIN:
-            return FALSE
-        return _present(left) if low > INT_MAX else Compare("<=", left, Literal(low))
-    if high > INT_MAX:
-        return FALSE
-    return _present(left) if high < INT_MIN else Compare(">=", left, Literal(high))
-
-
-def _with_double(sign: Sign, left: Value, value: Any) -> Predicate:
-    """Return the comparison of a double with any number."""
-    if isinstance(value, float):
-        return FALSE if isnan(value) else Compare(sign, left, Literal(value))
-    try:
-        nearest = float(value)
-    except OverflowError:
-        nearest = float("inf") if value > 0 else -float("inf")
-    if nearest == value:
-        return Compare(sign, left, Literal(nearest))
-    if sign == "=":
-        return FALSE
-    if sign == "<>":
-        return _present(left)
-    # No double is between the number and the nearest one.
-    bounds: dict[str, Sign] = (
-        {"<": "<", ">": ">="} if nearest > value else {"<": "<=", ">": ">"}
-    )
-    return Compare(bounds[sign[0]], left, Literal(nearest))
-
-
-def _near_text(sign: Sign, left: Value, text: str) -> Predicate:
-    """Return the comparison with a text that no row can have: by the text before the first
-    impossible character, and behind it the first possible one."""
-    if sign == "=":
-        return FALSE
-    if sign == "<>":
-        return _present(left)
-    begin = _storable_pieces(text)[0]
-    if text[len(begin)] == "\0":
-        return Compare("<=" if sign[0] == "<" else ">", left, Literal(begin))
-    return Compare("<" if sign[0] == "<" else ">=", left, Literal(begin + _LAST))
-
-
-def _storable_pieces(text: str) -> list[str]:
-    """Return what stands before the first and behind the last impossible character."""
-    places = [
-        place for place, character in enumerate(text)
-        if character == "\0" or "\ud800" <= character <= "\udfff"
-    ]
-    return [text[: places[0]], text[places[-1] + 1 :]]
 
 
 _FITS: Final[dict[type, Callable[[_Fit, Any], Predicate]]] = {
