@@ -8,7 +8,7 @@ negatives. For entities without any document the set is not consulted
 Invariant: a cached document equals the stored one, with the uncommitted changes of the open
 transaction. `undo` drops the documents that the transaction touched. Bounds:
 `limits.DOCUMENTS_DECODED` documents, and `limits.DOCUMENTS_DECODED_BYTES` by estimate. Called by
-`documents`, by one thread.
+`stored_documents` and `documents`, by one thread.
 """
 
 from __future__ import annotations
