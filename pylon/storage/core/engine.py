@@ -2,8 +2,8 @@
 
 Each request changes at most one row with one primitive (`rows`), which has no effect if it fails.
 The journal collects the events and op_ids of the batch, and writes them just before the commit. So
-no request needs a savepoint, except `Transact`, which makes all its changes or none. `run_step`
-executes a step of maintenance in a transaction of its own.
+no request needs a savepoint, except a `Transact` (`transact`). `run_step` executes a step of
+maintenance in a transaction of its own.
 
 Where several writers share a database, the seqs of a batch are provisional until its commit; the
 replies and events get the final ones after it. A batch that another writer has overtaken is
@@ -19,15 +19,12 @@ time calls it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
-
-import orjson
+from typing import Final, TypeVar
 
 from pylon import limits, metrics
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import (
     InternalError,
-    LimitExceeded,
     OutcomeUnknown,
     PylonError,
     StoreUnavailable,
@@ -38,12 +35,13 @@ from pylon.manifest import references
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from pylon.storage.core.entity import EntityWrites
-from pylon.storage.core.idempotency import execute_once, find_replay
+from pylon.storage.core.idempotency import execute_once
 from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import DeferredError
 from pylon.storage.core.retention import Retention
 from pylon.storage.core.rows import RowWrites
 from pylon.storage.core.sessions import put_session
+from pylon.storage.core.transact import Handler, TransactWrites
 from pylon.storage.core.transaction import (
     PROVISIONAL_SEQ,
     ForeignWriterError,
@@ -72,7 +70,6 @@ from pylon.storage.ops import (
 from pylon.storage.records import BatchRefusal, BatchResult
 
 T = TypeVar("T")
-Handler = Callable[[int, Any, Journal], WriteReply]
 
 _log: Final = get_logger("engine")
 
@@ -103,7 +100,6 @@ class BatchEngine:
             transaction, entities, clock,
             references.checked_references(manifest, by_default=by_default),
         )
-        self._references = rows.references
         self._documents = rows.documents
         self._large = rows.large
         self._retention = retention
@@ -116,7 +112,6 @@ class BatchEngine:
             UpdateRow: execute_once(transaction, rows.update),
             DeleteRow: execute_once(transaction, rows.delete),
             ResetRows: rows.reset,
-            Transact: self._transact,
             OpenDocument: self._documents.open,
             PushDocument: self._documents.push,
             PutSession: self._put_session,
@@ -125,6 +120,8 @@ class BatchEngine:
             MoveShard: self._place_shard,
             DropShard: self._drop_shard,
         }
+        transacts = TransactWrites(transaction, rows, self._handlers)
+        self._handlers[Transact] = transacts.execute
 
     def apply(
         self, requests: Sequence[WriteRequest], *, large_bytes: int | None = None
@@ -308,58 +305,7 @@ class BatchEngine:
             replies, None, self._clock.monotonic_s() - started_s, refusal=problem
         )
 
-    # --- Operations on more or less than one row ---------------------------------------------
-
-    def _transact(self, request_id: int, op: Transact, journal: Journal) -> WriteReply:
-        transaction, key = self._transaction, op.key
-        if key is not None:
-            replay = find_replay(transaction, request_id, key, journal)
-            if replay is not None:
-                ids = orjson.loads(replay.row_id)
-                results = [WriteReply(n, 0, row_id, True) for n, row_id in enumerate(ids)]
-                return WriteReply(request_id, replay.seq, "", True, 0, None, results)
-        done: list[WriteReply] = []
-        transaction.open_savepoint()
-        journal.open_step()
-        self._large.hold()
-        self._references.open_step()
-        try:
-            for position, step in enumerate(op.ops):
-                self._references.note_step(position)
-                try:
-                    done.append(self._handlers[type(step)](position, step, journal))
-                    _check_transact_size(journal.step_bytes)
-                except PylonError as error:
-                    del done[position:]
-                    done.append(WriteReply(position, error=WireError.from_error(error)))
-                    self._undo_transact(journal)
-                    return WriteReply(request_id, results=done)
-                except DeferredError:
-                    self._undo_transact(journal)
-                    raise
-            broken = self._references.find_violation()
-            if broken is not None:
-                position, violation = broken
-                del done[position:]
-                done.append(WriteReply(position, error=WireError.from_error(violation)))
-                self._undo_transact(journal)
-                return WriteReply(request_id, results=done)
-        finally:
-            self._references.close_step()
-            self._large.release()
-        transaction.keep_savepoint()
-        journal.keep_step()
-        # A row that the same commit changed before keeps its seq, so seqs need not ascend here.
-        seq = max((reply.seq for reply in done), default=0)
-        if key is not None:
-            ids = orjson.dumps([reply.row_id for reply in done]).decode()
-            journal.note_op(key, seq or journal.seq, ids)
-        return WriteReply(request_id, seq, "", False, len(done), None, done)
-
-    def _undo_transact(self, journal: Journal) -> None:
-        self._transaction.undo_savepoint()
-        self._documents.undo()
-        journal.undo_step()
+    # --- Operations on no row ----------------------------------------------------------------
 
     def _put_session(self, request_id: int, op: PutSession, _: Journal) -> WriteReply:
         put_session(self._transaction.sessions, op)
@@ -413,17 +359,3 @@ def _misplaced() -> StoreUnavailable:
         "the database file is no longer in its place, nothing was written",
         hint="see the server's log, which says what to do",
     )
-
-
-def _check_transact_size(size_bytes: int) -> None:
-    """Refuse a `Transact` that changes too many bytes.
-
-    Raises:
-        LimitExceeded
-    """
-    if size_bytes > limits.TRANSACT_BYTES:
-        raise LimitExceeded(
-            f"A transaction may change {limits.TRANSACT_BYTES} bytes of rows, as they were and as "
-            f"they become, and with this operation it is {size_bytes} (TRANSACT_BYTES)",
-            hint="Change fewer or smaller rows at once, in several transactions",
-        )
