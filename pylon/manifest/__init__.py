@@ -4,8 +4,11 @@
     keys          the keys of each level, and the shapes of their values
     shape         checks a document against them
     type_words    the right word for a type that other systems know
-    checks        checks names, references and limits
+    checks        checks entities, operations and routes, and calls the four below
+    name_checks   checks names
     field_checks  checks the keys of a field that depend on its type
+    policy_checks checks policies, but not their expressions
+    auth_checks   checks `auth`
     findings      collects the diagnostics of a file
     diagnostics   one diagnostic, and the error that carries them
     codes         explanation and remedy of each diagnostic code

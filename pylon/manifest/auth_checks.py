@@ -1,0 +1,56 @@
+"""Auth checks: warn of entries of the manifest's `auth` that have no effect.
+
+Called by `checks`.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from pylon import setting_values
+from pylon.manifest.document import Node
+from pylon.manifest.findings import Findings, items_of, text_of, texts_of
+from pylon.manifest.model import AuthConfig
+from pylon.manifest.name_checks import is_called, list_known, names_of
+
+
+def check_trusted_origins(root: Node, findings: Findings) -> None:
+    """Warn of an entry that no browser's Origin header can equal."""
+    auth = root.value.get("auth") if isinstance(root.value, dict) else None
+    for node in texts_of(auth, "trusted_origins") if auth is not None else ():
+        try:
+            setting_values.origin(node.value)
+        except ValueError as ex:
+            findings.warning(
+                "AUTH_ORIGIN_INVALID", f'"{node.value}" is no origin of a browser', node.at,
+                str(ex),
+            )
+
+
+def check_user_names(root: Node, findings: Findings) -> None:
+    """Warn of an unknown entity or field in auth.user, which may be misspelt."""
+    user = root.value.get("auth") if isinstance(root.value, dict) else None
+    user = user.value.get("user") if user is not None and isinstance(user.value, dict) else None
+    if user is None:
+        return
+    entities = items_of(root, "entities")
+    name = text_of(user, "entity")
+    wanted = name.value if name is not None and name.value else AuthConfig().user_entity
+    found = next((e for e in entities if is_called(e, wanted)), None)
+    if found is None:
+        if name is not None and name.value:
+            findings.warning(
+                "AUTH_NAME_UNKNOWN", f'no entity is called "{wanted}"', name.at,
+                list_known(names_of(entities)),
+            )
+        return
+    fields = {"id"} | names_of(items_of(found, "fields"))
+    for key in ("expose", "hide"):
+        for field in texts_of(user, key):
+            close_names = difflib.get_close_matches(field.value, fields, n=1)
+            # An unknown field in `hide` is harmless, unless it is a misspelt one.
+            if field.value not in fields and (key == "expose" or close_names):
+                findings.warning(
+                    "AUTH_NAME_UNKNOWN", f'{wanted} has no field "{field.value}"', field.at,
+                    f"did you mean {close_names[0]}?" if close_names else list_known(fields),
+                )
