@@ -10,9 +10,8 @@ publishes changes that the result has already; their seq shows that, and they ar
 A live query with an order or a limit is a window (`live_windows`). It is active before its rows are
 sent; diffs wait in its backlog until the client has taken the rows.
 
-A caller whose read rules ask other rows has sets of keys (`workers.hub.memberships`). Without local
-reads this module reads them before it subscribes, so that no verdict on a change waits for the
-store; a verdict without a set reads inline.
+`live_memberships` has the callers whose read rules ask other rows. When their memberships change,
+their subscriptions begin again.
 
 Invariants: no diff is lost, sent twice or out of order; otherwise the subscription ends with an
 error. A result has no row that the caller may not read; a row that becomes unreadable leaves with a
@@ -29,7 +28,7 @@ from typing import Any, Final
 import gevent
 import msgspec
 
-from pylon import limits, log, metrics
+from pylon import limits, metrics
 from pylon.api.data.access import entity_named, readable
 from pylon.app import App
 from pylon.auth_context import AuthContext
@@ -48,7 +47,7 @@ from pylon.query.parse import filter_object
 from pylon.query.predicate import Predicate
 from pylon.query.window import WINDOW_KEYS, check_limit, parse_window
 from pylon.rates import subject_of
-from pylon.storage.interface import Reader, Store
+from pylon.storage.interface import Store
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -58,14 +57,13 @@ from workers.ws import frames
 from workers.ws.conversation import error_message, send_json
 from workers.ws.holdings import Holdings
 from workers.ws.live_diffs import diff_body
+from workers.ws.live_memberships import LiveMemberships
 from workers.ws.live_range_reads import RangeReads
 from workers.ws.live_results import ResultSender, is_drained, read_result
 from workers.ws.live_subscriptions import Backlog, Subscription, Watch, WatchKey, viewer
 from workers.ws.live_watches import Watches, pattern_limit_error, text_bytes
 from workers.ws.live_windows import Windows
 
-_SET_READS: Final = 3  # tries to read sets while related rows change
-_log = log.get_logger("live_queries")
 _REPEATED: Final = "repeated"  # in a message of the server's own: the subscription to begin again
 
 
@@ -78,6 +76,7 @@ class LiveQueries:
         self._app = app
         self._store = store
         self._memberships = hub.memberships
+        self._callers = LiveMemberships(app, store, feed, hub.memberships)
         self._feed = feed
         self._history = History(store)
         self._transport = hub.transport
@@ -88,7 +87,6 @@ class LiveQueries:
         self._by_connection: dict[Connection, dict[str, Subscription]] = {}
         self._count = 0
         self._size_bytes = 0
-        self._asking: dict[AuthContext, set[Subscription]] = {}  # whose read rule asks other rows
         self._enqueue: Callable[[Connection, dict[str, Any]], object] | None = None
         hub.on_published(self._watches.on_published)
         hub.on_concerned(self._restart)
@@ -125,8 +123,8 @@ class LiveQueries:
             send_json(connection, {"type": "unsubscribed", "sub_id": sub_id})
             return
         sets = None
-        if self._is_asking(message.get("entity")):
-            sets = self._read_sets(connection.caller.auth, connection.address)
+        if self._callers.is_asking(message.get("entity")):
+            sets = self._callers.read_sets(connection.caller.auth, connection.address)
             if not connection.is_open:  # it has closed during the read
                 return
         subscription, where = self._register(connection, sub_id, message, sets)
@@ -159,9 +157,9 @@ class LiveQueries:
         difference. Of other live queries the client gets the whole result again.
         """
         for auth in concerned:
-            own = list(self._asking.get(auth, ()))
+            own = list(self._callers.subscriptions_of(auth))
             if own and not self._store.local_reads:
-                gevent.spawn(self._renew_sets, auth, own[0].connection.address)
+                gevent.spawn(self._callers.renew_sets, auth, own[0].connection.address)
             for entity in {each.watch.key[0] for each in own if each.watch.window is not None}:
                 self._windows.refresh(auth, entity)
             for subscription in own:
@@ -180,45 +178,6 @@ class LiveQueries:
             self._enqueue(subscription.connection, message)
 
     # --- Registration --------------------------------------------------------------------
-
-    def _is_asking(self, entity: object) -> bool:
-        """Whether the read rule of an entity asks other rows."""
-        rules = self._app.rules.find(entity) if isinstance(entity, str) else None
-        return rules is not None and bool(rules.related.checks)
-
-    def _read_sets(self, auth: AuthContext, address: str) -> KeySets | None:
-        """Read the sets of a caller, if it needs them and has none. May switch greenlets.
-
-        Returns:
-            None, too, if related rows changed during each of `_SET_READS` reads.
-        """
-        memberships = self._memberships
-        if (
-            self._store.local_reads or auth.is_admin or memberships.has_sets(auth)
-        ):
-            return None
-
-        def read(reader: Reader) -> tuple[int, KeySets | None]:
-            return reader.at_one_commit(lambda: (
-                reader.head_seq(), memberships.read(reader, auth, limits.MEMBERSHIP_KEYS)
-            ))
-
-        for _ in range(_SET_READS):
-            seq, sets = self._store.scan(read, caller=subject_of(auth, address))
-            missed = self._feed.tail.changes_after(seq)
-            if missed is not None and not memberships.is_concerned(auth, missed):
-                return sets
-        return None
-
-    def _renew_sets(self, auth: AuthContext, address: str) -> None:
-        """Read the sets of a caller whose memberships have changed."""
-        try:
-            sets = self._read_sets(auth, address)
-        except PylonError as error:  # verdicts read inline, or end with the same error
-            _log.warning("live_queries.sets_unread", code=error.code, message=error.message)
-            return
-        if sets is not None:
-            self._memberships.renew(auth, sets)
 
     def _register(
         self, connection: Connection, sub_id: str, message: dict[str, Any], sets: KeySets | None
@@ -254,8 +213,7 @@ class LiveQueries:
         self._watches.check(watch)
         self._holdings.add(subscription)
         if rules.related.checks and not auth.is_admin:
-            self._memberships.hold(auth, sets)
-            self._asking.setdefault(auth, set()).add(subscription)
+            self._callers.hold(subscription, auth, sets)
         self._by_connection.setdefault(connection, {})[sub_id] = subscription
         self._add_to_totals(1, subscription.size_bytes)
         return subscription, matcher.where
@@ -296,12 +254,7 @@ class LiveQueries:
         if not own_subscriptions:
             del self._by_connection[connection]
         self._watches.end(subscription)
-        auth = subscription.watch.auth
-        if auth is not None and subscription in self._asking.get(auth, ()):
-            self._asking[auth].discard(subscription)
-            if not self._asking[auth]:
-                del self._asking[auth]
-            self._memberships.release(auth)
+        self._callers.release(subscription)
         self._windows.leave(subscription)
         self._holdings.remove(subscription)
         self._add_to_totals(-1, -subscription.size_bytes)
