@@ -212,7 +212,7 @@ def measure_reload(checkout: Path | None, folder: Path, rounds: int, figures: Fi
     refused = [0]
     ended = threading.Event()
 
-    def knock() -> None:
+    def connect_often() -> None:
         while not ended.wait(0.01):
             try:
                 socket.create_connection(("127.0.0.1", port), 5).close()
@@ -230,7 +230,7 @@ def measure_reload(checkout: Path | None, folder: Path, rounds: int, figures: Fi
     try:
         wait_for(1)
         time.sleep(_SETTLE_S)
-        prober = threading.Thread(target=knock)
+        prober = threading.Thread(target=connect_often)
         prober.start()
         for number in range(1, rounds + 1):
             time.sleep(1.0 + number * 0.137)

@@ -1,10 +1,10 @@
 """Pylon: one command gives an app a live backend.
 
-What is true in every process lives in this package. `workers` and `supervisor`
-import it; it imports neither of them.
+This package has the code that every process may use. `workers` and `supervisor` import it; it
+imports neither of them.
 
-What an app's own Python uses is here by its short name: ``from pylon import SimState, shard``.
-It is loaded when it is asked for, since most processes never do.
+An app's own Python finds its classes here by short names: ``from pylon import SimState, shard``.
+Their modules are imported on first use, because most processes never need them.
 """
 
 from __future__ import annotations

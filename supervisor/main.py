@@ -183,7 +183,7 @@ def _assemble(
     previous_run = PreviousRun(db_path, pidfile.left_behind, boot_id, clock)
     runtime = make_runtime_dir(config, environ.get("RUNTIME_DIRECTORY"))
     stack.callback(runtime.remove)
-    # What was validated is what every worker loads, whatever happens to the file meanwhile.
+    # Every worker loads the validated text, whatever happens to the file meanwhile.
     text = manifest.text.encode()  # with its lines, which refusals in dev mode name
     try:
         runtime.manifest.write_bytes(text)

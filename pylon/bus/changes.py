@@ -5,7 +5,7 @@ makes every loss visible: a subscriber whose last seq is another one reads the c
 
 While a worker has clients, it also subscribes to the topic `_CLIENTS`, which no batch has. ZeroMQ
 tells the publisher of the first such subscription and of the end of the last one, also if a worker
-dies. So the writer knows whether anybody waits for a change.
+dies. So the writer can tell whether any client waits for a change.
 
 `ChangesPublisher` belongs to the writer thread, `ChangesSubscriber` to one greenlet. Metric:
 pylon_bus_messages_dropped_total. Used by `supervisor.writer` and `workers.hub.feed`.

@@ -51,7 +51,7 @@ class RoomsClient:
     def submit(self, command: RoomCommand) -> RoomReply:
         """Have the room service execute a command; return its reply. Blocks this greenlet.
 
-        Where the user may have joined the room on another node just now, wait up to 0.75 s for the
+        If the user may have joined the room on another node just now, wait up to 0.75 s for the
         news of it, since published clients do not try again.
 
         Raises:

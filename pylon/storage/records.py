@@ -43,7 +43,7 @@ class SessionRow:
     """A stored session.
 
     `session_id` is the hash of its token. `expires_at_s` is 0 for a session without an end.
-    `is_unused` says that the store knows of no request of this guest.
+    `is_unused`: the store has noted no request of this guest.
     """
 
     session_id: str

@@ -4,9 +4,9 @@ Every backend offers both ends, in terms that do not depend on it: tables with t
 rows as tuples of Python values, in the order of their primary keys (by code points, so that all
 stores have the same order). `pylon.migrate` moves data from one end to the other.
 
-What a store can derive from the rows is not moved: search indexes, and notes about a run or about
-the layout of the tables (`is_moved_fact`). Everything else is: rows with their versions, the change
-log, op_ids, sessions, documents, epochs, shards and the lineage. So cursors stay valid.
+A move carries rows with their versions, the change log, op_ids, sessions, documents, epochs, shards
+and the lineage. So cursors stay valid. It leaves out what the target derives from the rows: search
+indexes, and notes about a run or about the layout of the tables (`is_moved_fact`).
 
 Invariants: a source shows one commit, whatever others write. A target has data under its final name
 only after `TransferTarget.publish`; until then it has the note of an unfinished move.
@@ -129,7 +129,7 @@ def _kind_of(field: Field) -> ColumnKind:
 
 @dataclass(frozen=True, slots=True)
 class SourceFacts:
-    """What identifies the commit of a source.
+    """The facts that identify the commit of a source.
 
     `stamp` differs when anything may have been written since: a new event, a document, a start of
     the server. `log_from`: the log has all events above this seq.

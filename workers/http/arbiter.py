@@ -1,8 +1,8 @@
 """The arbiter of the HTTP workers: gunicorn's, forked from the template process.
 
 It configures gunicorn, gives each worker a number that stays with the place and not with the
-process (so that metrics do not multiply with restarts), and ends with the exit status that the
-supervisor knows: 78 where a worker cannot load the app.
+process (so that metrics do not multiply with restarts), and ends with an exit status that the
+supervisor reads: 78 if a worker cannot load the app.
 
 Invariants: this process opens no bus socket and no database, and has no gevent hub while it forks;
 its workers have theirs. So its listener is no socket of gevent's. Called by `workers.template`.

@@ -1,9 +1,9 @@
 """One connection of an HTTP worker: requests come in, responses go out, in order.
 
 `receiving` makes requests of the input, `wsgi` calls the app, `sending` keeps what the client has
-not read. Everything here runs in a dispatcher greenlet (`dispatchers`), which comes when the socket
-has an event, and leaves when it would have to wait for the client. So a slow client costs memory
-within bounds, and no greenlet. Only the app may block.
+not read. A dispatcher greenlet (`dispatchers`) runs all of it: it takes the connection when the
+socket has an event, and goes on to another one where it would have to wait for the client. So a
+slow client costs memory within bounds, and no greenlet. Only the app may block.
 
 States: *idle* (nothing of a request has come), *reading* (a part of a request has come), *queued*
 (an event is handled, or waits for a greenlet), *sending* (a part of a response is left),
@@ -82,11 +82,11 @@ class Connection:
         self.closed = False
         self.queued = False
 
-    # --- What the loop asks --------------------------------------------------------------
+    # --- State, for the loop -------------------------------------------------------------
 
     @property
     def deadline_s(self) -> float:
-        """When the client must have gone on, on the loop's clock."""
+        """When the connection expires unless the client goes on, on the loop's clock."""
         if self._sender.is_sending:
             return self._sender.moved_s + limits.HTTP_SEND_S
         return self._deadline_s
@@ -151,7 +151,7 @@ class Connection:
             return False
 
     def forget(self) -> None:
-        """Free what only makes the next request quicker."""
+        """Free the copies that only make the next request quicker."""
         self._receiver.forget()
 
     # --- Events --------------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Connection:
             self.give_up_response()
 
     def _fail(self, environ: Environ, ex: Exception) -> None:
-        """The app raised instead of responding."""
+        """Respond for an app that has raised."""
         if isinstance(ex, PylonError):
             refused = RequestError(ex.status, ex.message)
         else:

@@ -1,4 +1,4 @@
-"""Node state: what a socket worker knows of the other nodes, and of a database that is away.
+"""Node state: the last report to a socket worker about the other nodes and the database.
 
 The supervisor reports both every two seconds where nodes share a database (`NodeState` on the bus).
 While the database does not answer, sockets stay open. When that has lasted for

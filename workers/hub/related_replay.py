@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class _Step(NamedTuple):
-    """What a connection gets next, and the cursor behind it.
+    """The next frames of a connection, and the cursor behind them.
 
     The caller had no related change up to `checked_to`, or the step has it. `sets` are those of
     the step's commit, if it read them.

@@ -1,7 +1,7 @@
-"""Quota of shards: how many shards of one process each client may make.
+"""Quota of shards: how many shards each client may make in one process.
 
 A shard that a subscriber makes counts for that identity and that address until the registry forgets
-it, so one client cannot take the places of all.
+it, so one client cannot use up the shards of a process.
 
 Bounds: limits.SHARDS_OF_USER, SHARDS_OF_ADDRESS; the rates SHARDS_BY_USER and SHARDS_BY_ADDRESS
 (`pylon.rates`). Invariant: a subject without shards takes no memory. Used by

@@ -42,7 +42,7 @@ class CallerDocument:
 
 @dataclass(frozen=True, slots=True)
 class UpdateReads:
-    """What the followers of a row get with an update, as read for them."""
+    """The reads for an update: what each follower of its row may get."""
 
     readers: frozenset[AuthContext]  # who may read the row
     data: bytes | None  # the update; None: nobody can apply it alone

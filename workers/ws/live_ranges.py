@@ -95,7 +95,7 @@ class KeyRange:
 
 
 class Step(NamedTuple):
-    """What a client has to do with one row: insert, update or delete it.
+    """One change of a client's rows: a row to insert, update or delete.
 
     `place`: the key of the row before it, or `FIRST`; None: the row stays where it is.
     """

@@ -94,7 +94,7 @@ class Subscription:
 
 
 class WindowSource(NamedTuple):
-    """Where the rows of a window come from."""
+    """The source of a window's rows."""
 
     entity: Entity
     matcher: Matcher

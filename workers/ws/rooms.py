@@ -204,7 +204,7 @@ class Rooms:
             if self._is_current(room, subscription):
                 self._remove(connection, room)
             raise
-        if self._is_current(room, subscription):  # otherwise the supervisor knows of its end
+        if self._is_current(room, subscription):  # otherwise it has ended meanwhile
             self._begin(room, subscription, reply.counter, reply.body)
             self._hub.transport.charge(connection, len(reply.body))
 

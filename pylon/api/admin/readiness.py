@@ -31,7 +31,7 @@ class Verdict:
 
 
 class Readiness:
-    """The state of the server, as one process knows it."""
+    """The state of the server, as last reported to this process."""
 
     __slots__ = ("_clock", "_probe", "_report", "_reported_s")
 

@@ -1,4 +1,4 @@
-"""Decodes lists of changes of which some cannot be stored, so that the other ones count.
+"""Decodes lists of changes of which some cannot be stored, so that the others are carried out.
 
 A client that cuts a text between the halves of a surrogate pair sends `"\\ud83d"`: valid JSON, but
 a text that UTF-8, and so the store, cannot hold. Another client sends a tree of a hundred levels.

@@ -1,6 +1,6 @@
 """Index specs: the indexes that a command gives a running server, as those of its manifest.
 
-The running server keeps its manifest, so it can make only indexes over fields that it knows.
+The running server keeps its manifest, so it can make only indexes over fields of that manifest.
 Called by the `indexes` modules of the backends, for `pylonctl schema apply --indexes`.
 """
 

@@ -312,7 +312,7 @@ class RowTransaction(Protocol):
 
         Args:
             requests: those that it will execute, so that it may read ahead.
-            head: the newest seq that this writer knows.
+            head: the newest seq that this writer has seen.
             locked: no other writer may commit meanwhile. With one writer it is always so.
         """
 

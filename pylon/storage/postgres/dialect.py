@@ -270,7 +270,7 @@ def _equal_any(
 
 
 def dialect_of(manifest: Manifest) -> Dialect:
-    """Return the dialect for the entities of a manifest, whose types of fields it knows."""
+    """Return the dialect for the entities of a manifest: it fits operands to their types."""
     fit: Callable[[Entity, Predicate], Predicate] = Operands(manifest).fit
     return Dialect(
         walks=_WALKS,

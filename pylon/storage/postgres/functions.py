@@ -34,7 +34,7 @@ WEEK: Final = "_pylon_week"  # (text: a date) -> text
 _HEAD: Final = "CREATE OR REPLACE FUNCTION"
 _PURE: Final = "LANGUAGE plpgsql IMMUTABLE STRICT"
 _INFINITY: Final = "'Infinity'::float8"
-# Where a double holds no fractions: its usual text has too few digits to be exact.
+# A double of this size holds no fraction, and its usual text has too few digits to be exact.
 _COARSE: Final = (
     "value >= -9223372036854775808 AND value < 9223372036854775808 "
     "AND abs(value) >= 9007199254740992"

@@ -31,7 +31,7 @@ CountUpTo = Callable[[str, SqlClause, int], int]
 
 
 class ListSizes:
-    """The sizes that one reader knows."""
+    """The sizes of lists that one reader has counted."""
 
     __slots__ = ("_clock", "_count", "_known")
 

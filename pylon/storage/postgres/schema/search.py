@@ -1,8 +1,9 @@
 """Search: makes, drops, fills and checks the column and the index of full-text search.
 
 The rows determine the words. So they are written anew if the search config has changed.
-`_pylon_meta` has the config of each entity, under `search:<Entity>`. An entity that is searched no
-longer loses its index; the column stays, because nodes with the manifest before may still write it.
+`_pylon_meta` has the config of each entity, under `search:<Entity>`. An entity that is no longer
+searched loses its index; the column stays, because nodes with the earlier manifest may still write
+it.
 
 Called by `apply` at a start, by `manager` for `pylonctl search`, and by
 `pylon.storage.postgres.maintenance` for `pylonctl search rebuild` while the server runs.
@@ -41,7 +42,7 @@ _log = get_logger("schema")
 
 
 def forget_left(session: BlockingSession, manifest: Manifest, steps: OnlineSteps) -> None:
-    """Drop the indexes of entities that are searched no longer."""
+    """Drop the indexes of entities that are no longer searched."""
     wanted = {entity.name for entity in manifest.entities if text_fields(entity)}
     known = ask(session, "SELECT key FROM _pylon_meta WHERE starts_with(key, $1)", (_KEY,))
     for (key,) in known:
@@ -54,7 +55,7 @@ def forget_left(session: BlockingSession, manifest: Manifest, steps: OnlineSteps
 def add_columns(
     session: BlockingSession, entity: Entity, steps: OnlineSteps, new_tables: Collection[str]
 ) -> None:
-    """Make the missing column and indexes of an entity's search. The words are `backfill`'s."""
+    """Make the missing column and indexes of an entity's search. `backfill` fills in the words."""
     if entity.search is None:
         return
     live = introspect(session, (entity.name,))

@@ -1,8 +1,8 @@
 """Live indexes: makes and drops indexes of the manifest while the server runs.
 
 The writer does it between other writes. Reads continue meanwhile, and writes wait. The running
-server keeps its manifest, so it can make only indexes over fields that it knows. A restart with the
-old manifest drops them again.
+server keeps its manifest, so it can make only indexes over fields of that manifest. A restart
+with the old manifest drops them again.
 
 Called by `pylon.storage.sqlite.maintenance`, for `pylonctl schema apply --indexes`.
 """
