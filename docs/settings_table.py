@@ -1,10 +1,10 @@
-"""Write the README's settings table from `pylon.config.SETTINGS`: python docs/settings_table.py"""
+"""Writes the README's table of settings from `pylon.settings`: python docs/settings_table.py"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pylon.config import SETTINGS
+from pylon.settings import SETTINGS
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- settings: written by docs/settings_table.py -->\n"

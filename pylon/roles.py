@@ -2,7 +2,7 @@
 
 Settings, listening sockets, readiness, the drain, client addresses, the OpenAPI document and the
 CLI derive their lists of roles from `ROLES`. A new role is one entry here, its settings in
-`pylon.config`, and a folder below `workers` whose `module` has a function `run`.
+`pylon.settings`, and a folder below `workers` whose `module` has a function `run`.
 
 Invariant: names, port settings and port offsets are unique. Called by `pylon.config`, `pylon.api`,
 `pylon.openapi`, `pylon.cli`, `supervisor` and `workers.template`.

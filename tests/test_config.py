@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pylon import config
+from pylon import config, settings
 from pylon.database_url import shown_url
 from pylon.errors import SettingsRefused, StartRefused
 from pylon.roles import ROLE_NAMES
@@ -18,7 +18,8 @@ GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "x"
 
 
 def test_the_table_and_the_config_have_the_same_fields() -> None:
-    assert [s.field for s in config.SETTINGS] == [f.name for f in dataclasses.fields(config.Config)]
+    fields = [field.name for field in dataclasses.fields(config.Config)]
+    assert [setting.field for setting in settings.SETTINGS] == fields
 
 
 def test_every_default_can_be_read() -> None:
@@ -164,7 +165,7 @@ def test_an_empty_value_means_the_default(
 
 
 def test_every_setting_may_be_empty() -> None:
-    empty = {s.env: "" for s in config.SETTINGS}
+    empty = {s.env: "" for s in settings.SETTINGS}
     assert config.load(empty).config == config.load({}).config
     dev = {"PYLON_DEV_MODE": "1"}
     assert config.load(empty | dev).config == config.load(dev).config
@@ -379,7 +380,7 @@ def test_dotenv_lines() -> None:
 def test_no_other_module_reads_settings_from_the_environment() -> None:
     """The rule of config.py's docstring: settings are read in one place."""
     root = Path(__file__).parent.parent
-    names = "|".join(s.env for s in config.SETTINGS)
+    names = "|".join(s.env for s in settings.SETTINGS)
     reads = re.compile(rf"""environ(?:\.get\(|\[)\s*["'](?:{names})["']""")
     found = [
         str(path.relative_to(root))

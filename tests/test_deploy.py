@@ -13,8 +13,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from pylon.config import SETTINGS, load, parse_dotenv
+from pylon.config import load, parse_dotenv
 from pylon.manifest_loader import load_manifest
+from pylon.settings import SETTINGS
 from pylon.values import EntityCodec
 from tests.support.nginx import moved
 from tests.support.ports import reserve_base_port

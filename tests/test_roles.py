@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from pylon.config import SETTINGS, load
+from pylon.config import load
 from pylon.roles import ROLE_BY_NAME, ROLE_NAMES, ROLES, drain_stages
+from pylon.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,8 +8,9 @@ import click
 
 from pylon.cli.output import json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.config import SETTINGS, Loaded, Setting
+from pylon.config import Loaded
 from pylon.database_url import is_postgres_url
+from pylon.settings import SETTINGS, Setting
 
 _MASK = "********"
 
