@@ -52,7 +52,7 @@ from pylon.storage.sql.predicate_sql import (
     complete_writes,
     join,
 )
-from pylon.storage.sql.shapes import Params, Shape, complete_walks, prefix_range
+from pylon.storage.sql.shapes import Params, Shape, complete_walks
 
 ALL: Final = SqlClause("TRUE")
 NOTHING: Final = SqlClause("FALSE")
@@ -110,33 +110,6 @@ def _walk_in_values(node: InValues, shape: Shape, params: Params) -> None:
     params.append(node.values)
 
 
-def _walk_affix(node: Affix, shape: Shape, params: Params) -> None:
-    text, part = node.text, node.affix
-    if type(text) is Column and type(part) is Literal and not node.at_end:
-        low, behind = prefix_range(str(part.value))
-        if behind is None:
-            shape += ("from", text.field)
-            params.append(low)
-        else:
-            shape += ("between", text.field)
-            params += (low, behind)
-        return
-    shape += ("affix", node.at_end)
-    _WALKS[type(text)](text, shape, params)
-    _WALKS[type(part)](part, shape, params)
-
-
-def _walk_like(node: Like, shape: Shape, params: Params) -> None:
-    form, param = like_parts(node)
-    shape += ("like", form, node.field)
-    params.append(param)
-
-
-def _walk_match(node: Match, shape: Shape, params: Params) -> None:
-    shape.append("match")
-    params.append(match_expression(node))
-
-
 def _walk_has_member(node: HasMember, shape: Shape, params: Params) -> None:
     shape += ("has member", node.field, type(node.member))
     params += (node.path, _member_of(node))
@@ -170,10 +143,9 @@ def _walk_element(node: Element, shape: Shape, params: Params) -> None:
 
 _WALKS: Final = complete_walks({
     Compare: _walk_compare, CompareTuple: _walk_compare_tuple, InValues: _walk_in_values,
-    Affix: _walk_affix, Like: _walk_like, Match: _walk_match, HasMember: _walk_has_member,
-    Literal: _walk_literal, Element: _walk_element, Number: _walk_number,
-    Converted: _walk_converted,
-})
+    HasMember: _walk_has_member, Literal: _walk_literal, Element: _walk_element,
+    Number: _walk_number, Converted: _walk_converted,
+}, like_parts, match_expression)
 
 # --- SQL ----------------------------------------------------------------------------------------
 
@@ -201,14 +173,10 @@ def _write_in_values(writer: PredicateWriter, node: InValues) -> Sql:
 
 
 def _write_affix(writer: PredicateWriter, node: Affix) -> Sql:
-    text, part = node.text, node.affix
-    if type(text) is Column and type(part) is Literal and not node.at_end:
-        column = writer.column(text.field)
-        if prefix_range(str(part.value))[1] is None:
-            return join(f"{column} >= ", writer.param())
-        low, behind = writer.param(), writer.param()
-        return join(f"({column} >= ", low, f" AND {column} < ", behind, ")")
-    whole, ending = writer.value(text), writer.value(part)
+    prefixed = writer.prefixed(node)
+    if prefixed is not None:
+        return prefixed
+    whole, ending = writer.value(node.text), writer.value(node.affix)
     if node.at_end:
         return join("right(", whole, ", length(", ending, ")) = ", ending)
     return join("left(", whole, ", length(", ending, ")) = ", ending)

@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.predicate import (
+    Affix,
     And,
     Column,
     Compare,
@@ -55,7 +56,7 @@ from pylon.storage.sql.index_use import (
     find_served,
     has_equality,
 )
-from pylon.storage.sql.shapes import Walks
+from pylon.storage.sql.shapes import Walks, prefix_of, prefix_range
 
 _CHAIN: Final = 50  # longer chains of AND and OR become trees: stores limit the depth
 
@@ -197,6 +198,17 @@ class PredicateWriter:
 
     def _note_list(self) -> None:
         self.has_list = self._dialect.leads_by_lists
+
+    def prefixed(self, node: Affix) -> Sql | None:
+        """Return the condition that a column begins with a literal, if an affix says just that."""
+        prefix = prefix_of(node)
+        if prefix is None:
+            return None
+        column = self.column(prefix[0])
+        if prefix_range(prefix[1])[1] is None:
+            return join(f"{column} >= ", self.param())
+        low, behind = self.param(), self.param()
+        return join(f"({column} >= ", low, f" AND {column} < ", behind, ")")
 
     def tuple_compared(self, node: CompareTuple, values: Sequence[Sql]) -> Sql:
         """Return a row-value comparison, which an index over the fields serves as one range."""

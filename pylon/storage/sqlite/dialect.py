@@ -37,7 +37,7 @@ from pylon.storage.sql.predicate_sql import (
     complete_writes,
     join,
 )
-from pylon.storage.sql.shapes import Params, Shape, complete_walks, prefix_range
+from pylon.storage.sql.shapes import Params, Shape, complete_walks
 from pylon.storage.sqlite.functions import ELEMENT, HAS_MEMBER
 from pylon.storage.sqlite.patterns import like_parts, like_text
 from pylon.storage.sqlite.schema.ddl import where_text
@@ -74,18 +74,8 @@ def _walk_in_values(node: InValues, shape: Shape, params: Params) -> None:
     params.append(orjson.dumps(node.values).decode())
 
 
-def _walk_affix(node: Affix, shape: Shape, params: Params) -> None:
+def _walk_bytes(node: Affix, shape: Shape, params: Params) -> None:
     text, part = node.text, node.affix
-    if type(text) is Column and type(part) is Literal and not node.at_end:
-        low, behind = prefix_range(str(part.value))
-        if behind is None:
-            shape += ("from", text.field)
-            params.append(low)
-        else:
-            shape += ("between", text.field)
-            params += (low, behind)
-        return
-    shape += ("affix", node.at_end)
     if type(text) is Literal:
         shape.append("bytes")
         params.append(str(text.value).encode())
@@ -97,17 +87,6 @@ def _walk_affix(node: Affix, shape: Shape, params: Params) -> None:
         params += (encoded, len(encoded))
     else:
         _WALKS[type(part)](part, shape, params)
-
-
-def _walk_like(node: Like, shape: Shape, params: Params) -> None:
-    form, param = like_parts(node)
-    shape += ("like", form, node.field)
-    params.append(param)
-
-
-def _walk_match(node: Match, shape: Shape, params: Params) -> None:
-    shape.append("match")
-    params.append(match_expression(node))
 
 
 def _walk_has_member(node: HasMember, shape: Shape, params: Params) -> None:
@@ -131,9 +110,8 @@ def _path_text(path: tuple[str, ...]) -> str:
 
 _WALKS: Final = complete_walks({
     Compare: _walk_compare, CompareTuple: _walk_compare_tuple, InValues: _walk_in_values,
-    Affix: _walk_affix, Like: _walk_like, Match: _walk_match, HasMember: _walk_has_member,
-    Literal: _walk_literal, Element: _walk_element,
-})
+    HasMember: _walk_has_member, Literal: _walk_literal, Element: _walk_element,
+}, like_parts, match_expression, _walk_bytes)
 
 # --- SQL ----------------------------------------------------------------------------------------
 
@@ -161,13 +139,10 @@ def _write_affix(writer: PredicateWriter, node: Affix) -> Sql:
 
     SQLite has no empty part of an empty blob: substr() gives NULL for it.
     """
+    prefixed = writer.prefixed(node)
+    if prefixed is not None:
+        return prefixed
     text, part = node.text, node.affix
-    if type(text) is Column and type(part) is Literal and not node.at_end:
-        column = writer.column(text.field)
-        if prefix_range(str(part.value))[1] is None:
-            return join(f"{column} >= ", writer.param())
-        low, behind = writer.param(), writer.param()
-        return join(f"({column} >= ", low, f" AND {column} < ", behind, ")")
     is_present: tuple[Sql | str, ...] = ()
     if type(text) is Literal:
         whole = writer.param()
