@@ -32,7 +32,8 @@ from pylon.storage.postgres.flush import NO_REQUEST, Flush, Gathered, last_seq_o
 from pylon.storage.postgres.guards import guards_of
 from pylon.storage.postgres.overlay import KnownRow, Overlay, RowKey
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
-from pylon.storage.postgres.wire import BlockingSession, PipelineOutcome, Statement
+from pylon.storage.postgres.statements import PipelineOutcome, Statement
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.postgres.writer_session import LOCK_WAIT_S, WriterSession
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 CHANGES: Final = "pylon_changes"
 NEWS: Final = "pylon_news"

@@ -21,7 +21,7 @@ from pylon.clock import Clock
 from pylon.log import get_logger
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.sequences import HEAD, SET
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 HISTORY: Final = "history_id"  # the key of `_pylon_meta`
 _JUMP: Final = 10**9

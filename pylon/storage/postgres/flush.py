@@ -21,7 +21,7 @@ import psycopg
 
 from pylon.errors import PylonError
 from pylon.storage.postgres.parameters import EncodedParameters, Parameter
-from pylon.storage.postgres.wire import Statement
+from pylon.storage.postgres.statements import Statement
 
 NO_SEQ: Final = -1  # of a statement without a seq
 NO_REQUEST: Final = -1  # the position of what belongs to the batch as a whole

@@ -12,7 +12,7 @@ from typing import Final
 
 from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.overlay import Overlay, RowKey
-from pylon.storage.postgres.wire import Statement
+from pylon.storage.postgres.statements import Statement
 
 # A guard fails with an invalid number, whose text an operator finds in the server's log.
 _FAIL: Final = (

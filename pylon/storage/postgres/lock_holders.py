@@ -16,7 +16,7 @@ from typing import Final
 
 from pylon import metrics
 from pylon.log import get_logger
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 FROZEN_S: Final = 3.0
 # A key of an advisory lock is in two halves. The name of a writer is its application_name.

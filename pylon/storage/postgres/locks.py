@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 WRITER: Final = "pylon writer"  # K: of a transaction that commits changes
 SCHEMA: Final = "pylon schema"  # of the session that migrates

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 PUT: Final = (
     "INSERT INTO _pylon_meta (key, value) VALUES ($1, $2) "

@@ -49,7 +49,8 @@ from pylon.storage.postgres.channels import NEWS, channel_name
 from pylon.storage.postgres.connect import retry_pause_s
 from pylon.storage.postgres.locks import SHARDS, UPKEEP, lock_key
 from pylon.storage.postgres.news import NewsReader, NewsWriter
-from pylon.storage.postgres.wire import BlockingSession, Statement
+from pylon.storage.postgres.statements import Statement
+from pylon.storage.postgres.wire import BlockingSession
 
 _SALT_BYTES: Final = 16
 _LEAD_S: Final = 5.0

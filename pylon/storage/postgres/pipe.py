@@ -39,15 +39,14 @@ from pylon.clock import Clock, RandomSource
 from pylon.errors import Unavailable
 from pylon.metrics.families import ADMISSION_REFUSED, ADMISSION_WAITING, DATABASE_LOST
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
-from pylon.storage.postgres.wire import (
-    BlockingSession,
-    PipelineOutcome,
+from pylon.storage.postgres.prepared import (
     PreparedStatements,
-    Statement,
     error_of,
     is_outdated,
     send_statement,
 )
+from pylon.storage.postgres.statements import PipelineOutcome, Statement
+from pylon.storage.postgres.wire import BlockingSession
 
 T = TypeVar("T")
 
@@ -93,7 +92,7 @@ class _Question:
 
 
 class Pipe:
-    """A `pylon.storage.postgres.wire.Session` for any number of greenlets of one thread."""
+    """A `pylon.storage.postgres.statements.Session` for any number of greenlets of one thread."""
 
     def __init__(
         self, connect: Callable[[], BlockingSession], clock: Clock, random: RandomSource,

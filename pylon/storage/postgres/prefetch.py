@@ -38,9 +38,9 @@ from pylon.storage.postgres import documents, log, sessions
 from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.overlay import Check, Overlay
 from pylon.storage.postgres.parameters import is_sendable
+from pylon.storage.postgres.statements import Statement
 from pylon.storage.postgres.table import PostgresTable
 from pylon.storage.postgres.unique_keys import UniqueKey, Values
-from pylon.storage.postgres.wire import Statement
 
 Take = Callable[[PGresult], None]
 # Operations that read what only the lock makes certain.

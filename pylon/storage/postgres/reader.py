@@ -39,8 +39,9 @@ from pylon.storage.postgres.graph import graphs_of
 from pylon.storage.postgres.parameters import bytea_of
 from pylon.storage.postgres.reads import EntityReads, bounded, counted
 from pylon.storage.postgres.sequences import HEAD
+from pylon.storage.postgres.statements import Session
 from pylon.storage.postgres.system_reads import rows_of, text_of
-from pylon.storage.postgres.wire import BlockingSession, Session
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.records import (
     DocumentUpdate,
     FacetCounts,

@@ -13,7 +13,7 @@ import msgspec
 from psycopg.pq.abc import PGresult
 
 from pylon.storage.nodes import DEAD_AFTER_S, NodeFacts
-from pylon.storage.postgres.wire import Statement
+from pylon.storage.postgres.statements import Statement
 
 _FRESH: Final = f"seen_at > clock_timestamp() - interval '{DEAD_AFTER_S:g} seconds'"
 _REGISTER: Final = """

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from pylon import limits
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 from pylon.storage.records import LogRetention
 
 MARKS_KEPT_S: Final = 3_600

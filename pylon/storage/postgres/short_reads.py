@@ -23,7 +23,8 @@ from pylon.metrics.families import READS_MOVED
 from pylon.storage.interface import Reader
 from pylon.storage.postgres.pipe import Pipe, PipeRefused
 from pylon.storage.postgres.scanners import Scanners
-from pylon.storage.postgres.wire import BlockingSession, Session
+from pylon.storage.postgres.statements import Session
+from pylon.storage.postgres.wire import BlockingSession
 
 T = TypeVar("T")
 

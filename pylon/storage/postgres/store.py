@@ -30,7 +30,8 @@ from pylon.storage.postgres.pipe import Pipe, PipeRefused
 from pylon.storage.postgres.reader import PostgresReader
 from pylon.storage.postgres.scanners import Scanners, wait_in_loop
 from pylon.storage.postgres.short_reads import ShortReads
-from pylon.storage.postgres.wire import BlockingSession, Session
+from pylon.storage.postgres.statements import Session
+from pylon.storage.postgres.wire import BlockingSession
 
 T = TypeVar("T")
 

@@ -51,8 +51,8 @@ from pylon.storage.postgres.parameters import EncodedParameters, Parameter
 from pylon.storage.postgres.prefetch import EntityReads, Prefetch
 from pylon.storage.postgres.sessions import PostgresSessions
 from pylon.storage.postgres.shards import PostgresShards
+from pylon.storage.postgres.statements import PipelineOutcome, Statement
 from pylon.storage.postgres.table import PostgresTable
-from pylon.storage.postgres.wire import PipelineOutcome, Statement
 from pylon.storage.postgres.writer_session import WriterSession
 from pylon.storage.records import BatchRefusal
 

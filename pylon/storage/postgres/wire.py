@@ -1,8 +1,7 @@
 """Wire: statements to the server and their results, over libpq's pipeline mode.
 
-A `Session` sends any number of statements in one flush and waits for all results: one round trip. A
-statement is prepared when it is first used, under a name that the session remembers by its text, so
-later uses skip the server's parser. Nothing here begins a transaction: a caller sends BEGIN and
+A `Session` sends any number of statements in one flush and waits for all results: one round trip.
+It prepares each text once (`prepared`). Nothing here begins a transaction: a caller sends BEGIN and
 COMMIT as statements. The statements of one flush without a BEGIN are one transaction.
 
 psycopg opens the connection (`connect`) and has the classes of errors; its cursors may use the
@@ -12,21 +11,18 @@ Invariants: a failed statement raises the class of psycopg.errors of its SQLSTAT
 does not carry out the statements behind it. After an error the session is usable, or `is_broken`.
 No call waits beyond its deadline: it cancels its statement, waits `CANCEL_WAIT_S` for the end of
 it, and closes the connection if there is none.
-Bounds: `STATEMENTS_KEPT` prepared statements; the oldest one is closed for a new one.
 
 One thread or greenlet at a time uses a session. It waits by `select.poll`: gevent's where gevent
 has patched it, so that other greenlets run meanwhile. Used by the writer, the reader, the scanners
-and the upkeep; `pipe` shares `PreparedStatements` and `send_statement`.
+and the upkeep.
 """
 
 from __future__ import annotations
 
 import select
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg import errors, pq
@@ -34,19 +30,24 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from pylon.clock import Clock, SystemClock
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
+from pylon.storage.postgres.prepared import (
+    STATEMENTS_KEPT,
+    Pending,
+    PreparedStatements,
+    Step,
+    error_of,
+    is_outdated,
+    send_statement,
+)
+from pylon.storage.postgres.statements import PipelineOutcome, Statement
 
-Statement: TypeAlias = tuple[str, Sequence[Parameter]]
 # Waits until a descriptor has one of the events of `select.poll`, or for so many seconds. Returns
 # the events; 0: the time is over.
 WaitForSocket: TypeAlias = Callable[[int, int, float], int]
 
-STATEMENTS_KEPT: Final = 1_024
 CANCEL_WAIT_S: Final = 1.0
 NO_LIMIT_S: Final = 86_400.0
 
-# An older libpq closes by a statement, DEALLOCATE, which a failed transaction refuses; poolers know
-# the message only.
-_CLOSES_BY_MESSAGE: Final = pq.version() >= 170_000
 _HAS_PORTIONS: Final = pq.version() >= 170_000
 _DONE: Final = (int(pq.ExecStatus.TUPLES_OK), int(pq.ExecStatus.COMMAND_OK))
 _SYNC: Final = int(pq.ExecStatus.PIPELINE_SYNC)
@@ -54,8 +55,6 @@ _BAD: Final = int(pq.ConnStatus.BAD)
 _READ: Final = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLERR
 _WRITE: Final = select.POLLOUT
 _FAILED: Final = frozenset({pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE})
-_OUTDATED: Final = (errors.FeatureNotSupported, errors.InvalidSqlStatementName)
-_REVALIDATION: Final = b"RevalidateCachedQuery"  # the server's function that finds an outdated plan
 
 
 def wait_by_poll(descriptor: int, events: int, timeout_s: float) -> int:
@@ -64,143 +63,6 @@ def wait_by_poll(descriptor: int, events: int, timeout_s: float) -> int:
     poll.register(descriptor, events)
     found = poll.poll(timeout_s * 1_000)
     return found[0][1] if found else 0
-
-
-class Session(Protocol):
-    """Statements of one connection. See the module for what each call raises."""
-
-    def execute(
-        self, text: str, parameters: Sequence[Parameter] = (), *, timeout_s: float | None = None
-    ) -> PGresult:
-        """Carry out one statement, in one round trip.
-
-        Args:
-            timeout_s: for this call, in place of the session's.
-
-        Raises:
-            psycopg.Error: of the statement's SQLSTATE; QueryCanceled after the deadline;
-                OperationalError when the connection is lost.
-        """
-
-    def pipeline(
-        self, statements: Sequence[Statement], *, timeout_s: float | None = None
-    ) -> list[PGresult]:
-        """Carry out statements in one flush; a result for each.
-
-        Raises: as `execute`.
-        """
-
-    def try_pipeline(
-        self, statements: Sequence[Statement], *, timeout_s: float | None = None
-    ) -> PipelineOutcome:
-        """Carry out statements in one flush up to the first that fails. Raises nothing of
-        psycopg."""
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineOutcome:
-    """The results of the statements that were carried out, and the error of the next one. So
-    `len(results)` is the index of the statement that failed."""
-
-    results: list[PGresult]
-    error: psycopg.Error | None
-
-
-class _Step(Enum):
-    """An answer of libpq; there is one for each message that was sent."""
-
-    CLOSE = 1
-    PREPARE = 2
-    QUERY = 3
-
-
-class PreparedStatements:
-    """The names of a connection's prepared statements, by text."""
-
-    __slots__ = ("_made", "_max_kept", "_name_by_text")
-
-    def __init__(self, max_kept: int = STATEMENTS_KEPT) -> None:
-        self._name_by_text: OrderedDict[str, bytes] = OrderedDict()
-        self._max_kept = max_kept
-        self._made = 0
-
-    def find(self, text: str) -> bytes | None:
-        """Return the name of a text's statement, or None."""
-        return self._name_by_text.get(text)
-
-    def add(self, text: str) -> bytes:
-        """Return the name under which the caller prepares the text now."""
-        self._made += 1
-        name = self._name_by_text[text] = b"pylon_%d" % self._made
-        return name
-
-    def discard(self, text: str) -> None:
-        """Forget a text whose preparation failed."""
-        self._name_by_text.pop(text, None)
-
-    def take_oldest(self) -> bytes | None:
-        """Forget the oldest statement if there are too many, and return its name: the caller
-        closes it."""
-        if len(self._name_by_text) < self._max_kept:
-            return None
-        return self._name_by_text.popitem(last=False)[1]
-
-    def clear(self) -> None:
-        """Forget all: the caller has closed them."""
-        self._name_by_text.clear()
-
-
-Pending: TypeAlias = deque[tuple[_Step, str]]
-
-
-def send_statement(
-    pgconn: PGconn, prepared: PreparedStatements, text: str, parameters: Sequence[Parameter],
-    pending: Pending,
-) -> None:
-    """Put a statement into the buffer of a connection in pipeline mode; prepare it before its first
-    use. Appends what libpq will answer to `pending`, as `take_answers` reads it.
-
-    Raises:
-        psycopg.Error: a parameter cannot be encoded (nothing was sent), or the connection is lost.
-    """
-    values, formats = encode_parameters(parameters)
-    name = prepared.find(text)
-    if name is None:
-        if _CLOSES_BY_MESSAGE or pgconn.transaction_status != pq.TransactionStatus.INERROR:
-            oldest = prepared.take_oldest()
-            if oldest is not None:
-                _send_close(pgconn, oldest)
-                pending.append((_Step.CLOSE, ""))
-        name = prepared.add(text)
-        pgconn.send_prepare(name, text.encode())
-        pending.append((_Step.PREPARE, text))
-    pgconn.send_query_prepared(name, values, formats)
-    pending.append((_Step.QUERY, text))
-
-
-def _send_close(pgconn: PGconn, name: bytes) -> None:
-    if _CLOSES_BY_MESSAGE:
-        pgconn.send_close_prepared(name)
-    else:
-        pgconn.send_query_params(b"DEALLOCATE " + name, None)
-
-
-def error_of(result: PGresult) -> psycopg.Error:
-    """Return the error of a failed result, in the class of its SQLSTATE. libpq's own errors have
-    none: the connection is lost."""
-    if result.error_field(pq.DiagnosticField.SQLSTATE) is None:
-        return psycopg.OperationalError(result.get_error_message())
-    return errors.error_from_result(result)
-
-
-def is_outdated(error: psycopg.Error) -> bool:
-    """Whether an error says that a prepared statement no longer fits the schema, or is gone. The
-    statement is to be prepared again then."""
-    if not isinstance(error, _OUTDATED):
-        return False
-    if isinstance(error, errors.InvalidSqlStatementName):
-        return True
-    return error.diag.source_function == _REVALIDATION.decode()
 
 
 class BlockingSession:
@@ -419,7 +281,7 @@ class BlockingSession:
         error: psycopg.Error | None = None
         # PERF: without a call for each answer, and with numbers in place of enumerations: a batch
         # of 64 inserts has 30 answers, and each took 4 us.
-        pgconn, query = self._pgconn, _Step.QUERY
+        pgconn, query = self._pgconn, Step.QUERY
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         while True:
             while is_busy():
@@ -443,9 +305,9 @@ class BlockingSession:
                     raise error
             step, text = pending.popleft()
             if status in _FAILED or status == pq.ExecStatus.PIPELINE_ABORTED:
-                if step is _Step.PREPARE:
+                if step is Step.PREPARE:
                     self.prepared.discard(text)
-            elif step is _Step.QUERY:
+            elif step is Step.QUERY:
                 results.append(result)
 
     def _next_result(self, deadline_s: float) -> PGresult | None:
@@ -475,7 +337,7 @@ class BlockingSession:
     def _abandon(self, pending: Pending) -> None:
         """Give up the statements whose answers are pending."""
         for step, text in pending:
-            if step is _Step.PREPARE:
+            if step is Step.PREPARE:
                 self.prepared.discard(text)
         self._recover()
 

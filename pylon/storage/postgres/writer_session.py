@@ -35,7 +35,8 @@ from pylon.storage.postgres.epochs import keep_history, read_history
 from pylon.storage.postgres.lock_holders import LockHolders
 from pylon.storage.postgres.locks import WRITER, lock_key
 from pylon.storage.postgres.parameters import EncodedParameters
-from pylon.storage.postgres.wire import BlockingSession, Statement
+from pylon.storage.postgres.statements import Statement
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.records import BatchRefusal
 
 LOCK: Final = "SELECT pg_advisory_xact_lock($1)"

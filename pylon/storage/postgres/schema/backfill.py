@@ -30,7 +30,8 @@ from pylon.storage.postgres.parameters import Item, Parameter
 from pylon.storage.postgres.schema.catalogue import decoder_of
 from pylon.storage.postgres.schema.ddl import COLUMN_TYPES
 from pylon.storage.postgres.schema.results import text_rows
-from pylon.storage.postgres.wire import BlockingSession, Statement
+from pylon.storage.postgres.statements import Statement
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.postgres.word_vector import vector_of
 from pylon.values import EntityCodec, fold_case
 

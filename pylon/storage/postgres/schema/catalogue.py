@@ -24,7 +24,8 @@ from pylon.storage.postgres.schema import ddl
 from pylon.storage.postgres.schema.history import own_indexes
 from pylon.storage.postgres.schema.live import has_table, introspect, order_text, table_names
 from pylon.storage.postgres.schema.results import ask, ask_number, ask_one
-from pylon.storage.postgres.wire import BlockingSession, Session
+from pylon.storage.postgres.statements import Session
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.values import fold_case
 
 _COLUMNS: Final = 1_600  # MaxHeapAttributeNumber; dropped columns count too

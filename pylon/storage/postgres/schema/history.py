@@ -21,7 +21,7 @@ from pylon.schema import history
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.results import ask, ask_one
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 _UNFINISHED: Final = "unfinished"
 _TABLE: Final = "_pylon_schema_history"

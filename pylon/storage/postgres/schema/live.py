@@ -16,7 +16,7 @@ from typing import Final
 
 from pylon.schema.live import LiveColumn, LiveIndex, LiveSchema, LiveTable
 from pylon.storage.postgres.schema.results import TextRow, ask, ask_one
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 _TABLES: Final = (
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pylon.manifest.references import Reference
 from pylon.storage.postgres.schema.live import introspect
 from pylon.storage.postgres.schema.results import ask
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 from pylon.storage.schemas import BrokenReference
 from pylon.storage.sql import broken_references
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from psycopg.pq.abc import PGresult
 
 from pylon.storage.postgres.parameters import Parameter
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 TextRow = tuple[str | None, ...]
 

@@ -30,7 +30,8 @@ from pylon.storage.postgres.schema.backfill import Goal, RowWriter, backfill
 from pylon.storage.postgres.schema.live import introspect
 from pylon.storage.postgres.schema.online import OnlineSteps
 from pylon.storage.postgres.schema.results import ask, ask_number
-from pylon.storage.postgres.wire import BlockingSession, Session
+from pylon.storage.postgres.statements import Session
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.schemas import SearchCheck
 
 _LAYOUT: Final = 1  # version of the words; a change has all of them written anew

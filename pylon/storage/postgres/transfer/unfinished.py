@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from pylon.errors import SchemaRefused
-from pylon.storage.postgres.wire import Session
+from pylon.storage.postgres.statements import Session
 
 NOTE_TABLE: Final = "_pylon_migration"
 
