@@ -9,14 +9,14 @@ Invariant: a primitive that raises has gathered nothing. Made by `transaction`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 import psycopg
 
 from pylon import limits
-from pylon.errors import InternalError, InvalidValue, PylonError, ValueTooLongToIndex
+from pylon.errors import InternalError, InvalidValue, PylonError
 from pylon.manifest.model import Entity, FieldType
 from pylon.policy.entity_rules import EntityRules
 from pylon.query.words import text_fields
@@ -24,10 +24,15 @@ from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fiel
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.transaction import ConstraintFailed, OutdatedError
 from pylon.storage.postgres.batch import Batch
+from pylon.storage.postgres.column_values import (
+    ESCAPED_NUL,
+    IndexTexts,
+    encode_values,
+    refuse_nul,
+)
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
 from pylon.storage.postgres.flush import NO_SEQ, Gathered, InsertShape
 from pylon.storage.postgres.names import WORDS_COLUMN, quote
-from pylon.storage.postgres.parameters import encode_parameters
 from pylon.storage.postgres.sequences import SEQ
 from pylon.storage.postgres.unique_keys import UniqueKey, Values, unique_keys
 from pylon.storage.postgres.word_vector import vector_of
@@ -36,16 +41,6 @@ from pylon.values import EntityCodec, fold_case
 _UPDATE_TEXTS: Final = 256  # cached field combinations for each entity
 _UNKNOWN: Final = object()
 _ID: Final = ("id",)
-_ESCAPED_NUL: Final = b"\\u0000"
-_ENCODERS: Final[dict[type, Callable[[Any], bytes | None]]] = {
-    str: str.encode, int: b"%d".__mod__, bool: {True: b"t", False: b"f"}.__getitem__,
-    float: lambda value: encode_parameters((value,))[0][0],  # type: ignore[index]
-    type(None): lambda _: None,
-}
-_TEXTS: Final = frozenset({
-    FieldType.STRING, FieldType.RICHTEXT, FieldType.ID, FieldType.DATETIME, FieldType.ENUM,
-    FieldType.JSON,
-})
 
 
 class PostgresTable:
@@ -74,7 +69,7 @@ class PostgresTable:
         self._codec = EntityCodec(entity)
         self.uniques = unique_keys(entity, self._codec)
         self._errors = ConstraintErrors(entity, self.uniques)
-        self._fill = _encode(list(retained.values()))
+        self._fill = encode_values(list(retained.values()))
         folds = fold_fields(entity)
         self._folds = {field.name: fold_column(field) for field in folds}
         self._places = {field.name: place for place, field in enumerate(entity.fields)}
@@ -84,11 +79,7 @@ class PostgresTable:
         }
         self._has_words = bool(text_fields(entity))
         self._reads_rows = bool(self.uniques or self._folded or self._has_words)
-        texts = {field.name for field in entity.fields if field.type in _TEXTS}
-        self._indexed = [
-            names for fields in indexed
-            if (names := tuple(name for name in fields if name in texts))
-        ]
+        self._indexed = IndexTexts(entity, indexed)
         table = self._table = quote(entity.name)
         columns = [SEQ_COLUMN, *entity.columns, JSON_COLUMN, *retained, *self._folds.values()]
         casts = [""] * len(columns)
@@ -209,18 +200,18 @@ class PostgresTable:
         if not row_json.isascii():
             row_json.decode()  # raises here, and not in the flush
         if len(row_json) > limits.INDEXED_TEXT_BYTES:
-            self._check_indexed(orjson.loads(row_json))
-        parameters = [None, row_id.encode(), *_encode(values), row_json]
+            self._indexed.check(orjson.loads(row_json))
+        parameters = [None, row_id.encode(), *encode_values(values), row_json]
         if self._fill:
             parameters += self._fill
-        if _ESCAPED_NUL in row_json or "\0" in row_id:
-            self._refuse_nul(parameters)
+        if ESCAPED_NUL in row_json or "\0" in row_id:
+            refuse_nul(self.name, parameters)
         owned: Sequence[tuple[Any, ...]] = ()
         if self._reads_rows:
             row = orjson.loads(row_json)
             owned = self._free_keys(row)
             if self._folded:
-                parameters += _encode([fold_case(values[place]) for place in self._folded])
+                parameters += encode_values([fold_case(values[place]) for place in self._folded])
             if self._has_words:
                 parameters.append(vector_of(self._entity, row))
         # Last, since SQLite reports the unique value where a row breaks both.
@@ -251,7 +242,7 @@ class PostgresTable:
         if not row_json.isascii():
             row_json.decode()
         if len(row_json) > limits.INDEXED_TEXT_BYTES:
-            self._check_indexed(row)
+            self._indexed.check(row)
         changes: list[tuple[UniqueKey, Values | None, Values | None]] = []
         for unique in self.uniques:
             if unique.affected_by.isdisjoint(fields):
@@ -261,12 +252,13 @@ class PostgresTable:
                 if new is not None:
                     self._check_free(unique, new, row_id)
                 changes.append((unique, old, new))
-        encoded = _encode(self._codec.column_values(row, fields))
+        encoded = encode_values(self._codec.column_values(row, fields))
         if self._folds:
-            encoded += _encode([fold_case(row[name]) for name in fields if name in self._folds])
+            folded = [fold_case(row[name]) for name in fields if name in self._folds]
+            encoded += encode_values(folded)
         parameters = [None, *encoded, row_json, row_id.encode()]
-        if _ESCAPED_NUL in row_json:
-            self._refuse_nul(parameters)
+        if ESCAPED_NUL in row_json:
+            refuse_nul(self.name, parameters)
         if self._has_words:
             parameters.append(vector_of(self._entity, row))
         self._batch.gathered.append(Gathered(
@@ -367,33 +359,6 @@ class PostgresTable:
                     return owner  # else this transaction has changed or deleted it
         return None
 
-    def _check_indexed(self, row: Mapping[str, Any]) -> None:
-        """
-        Raises:
-            ValueTooLongToIndex: the texts of an index take more bytes than PostgreSQL can index.
-        """
-        for names in self._indexed:
-            size_bytes = sum(
-                len(value.encode()) for name in names if isinstance(value := row.get(name), str)
-            )
-            if size_bytes > limits.INDEXED_TEXT_BYTES:
-                raise ValueTooLongToIndex(
-                    f"{self.name}.{names[-1]} is in an index, whose texts take "
-                    f"{limits.INDEXED_TEXT_BYTES} bytes at most, and these have {size_bytes} "
-                    "(INDEXED_TEXT_BYTES)", entity=self.name, field=names[-1],
-                )
-
-    def _refuse_nul(self, parameters: Sequence[bytes | None]) -> None:
-        """
-        Raises:
-            InvalidValue: a text has a NUL character. Values are checked before they come here.
-        """
-        if any(value is not None and b"\0" in value for value in parameters):
-            raise InvalidValue(
-                f"{self.name} has a text with a NUL character, which PostgreSQL cannot store",
-                entity=self.name,
-            )
-
     def refuse(self, error: psycopg.Error, row_json: bytes) -> PylonError:
         """Return the error of a request whose statement the database has refused."""
         if isinstance(error, psycopg.errors.CharacterNotInRepertoire):
@@ -417,19 +382,6 @@ class PostgresTable:
         if len(self._updates) < _UPDATE_TEXTS:
             self._updates[fields] = text
         return text
-
-
-def _encode(values: Sequence[Any]) -> list[bytes | None]:
-    """Return the texts of column values.
-
-    Raises:
-        TypeError: a value is of another type than columns have.
-    """
-    # PERF: 0.1 us for a value, `encode_parameters` takes 0.3; the caller looks for a NUL.
-    try:
-        return [_ENCODERS[type(value)](value) for value in values]
-    except KeyError as error:
-        raise TypeError(f"no column has a value of {error.args[0]}") from error
 
 
 def _version(value: bytes | None) -> int | None:
