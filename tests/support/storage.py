@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import apsw
 import orjson
 
 from pylon import limits
@@ -137,3 +138,8 @@ def rows_of(reader: Reader, entity: str) -> dict[str, dict[str, Any]]:
 
     found = [orjson.loads(r) for r in reader.rows(entity, Query(TRUE, limit=100_000))]
     return {r["id"]: r for r in found}
+
+
+def versions(path: Path, entity: str) -> dict[str, int | None]:
+    """Return the versions of an entity's rows in a SQLite file, by id."""
+    return dict(apsw.Connection(str(path)).execute(f"SELECT id, _seq FROM {entity}").fetchall())
