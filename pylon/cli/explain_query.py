@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import orjson
 
 from pylon.app import build_app
 from pylon.auth_context import ADMIN, AuthContext
+from pylon.cli.json_options import read_object
 from pylon.cli.output import json_flag, result
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.errors import EntityNotFound, InvalidJson
+from pylon.errors import EntityNotFound
 from pylon.manifest.model import Entity
 from pylon.manifest_loader import load_manifest
 from pylon.query.rows import parse_filter
@@ -48,11 +48,11 @@ def explain_query(
     if named is None:
         known = ", ".join(sorted(manifest.by_name)) or "none"
         raise EntityNotFound(f'Unknown entity "{entity}" -- known entities: {known}')
-    body = _decode("--filter", filter_json)
+    body = read_object("--filter", filter_json)
     given = {"$order": order_json, "$after": after_json, "$before": before_json}
     for key, text in given.items():
         if text is not None:
-            body[key] = _decode(f"--{key[1:]}", text)
+            body[key] = read_object(f"--{key[1:]}", text)
     if limit is not None:
         body["$limit"] = limit
     app = build_app(config, manifest)
@@ -72,16 +72,6 @@ def explain_query(
 
 def _caller(user: str | None) -> AuthContext:
     return ADMIN if user is None else AuthContext(user_id=user)
-
-
-def _decode(option: str, text: str) -> Any:
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError as ex:
-        raise InvalidJson(f"{option} is no JSON: {ex}") from None
-    if not isinstance(found, dict):
-        raise InvalidJson(f"{option} must be a JSON object, for example {{}}")
-    return found
 
 
 def _index_of(entity: Entity, plan: QueryPlan) -> dict[str, Any] | None:

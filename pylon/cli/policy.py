@@ -18,9 +18,10 @@ import orjson
 
 from pylon.app import App, build_app
 from pylon.auth_context import AuthContext
+from pylon.cli.json_options import read_object
 from pylon.cli.output import ERROR, json_flag, result
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.errors import EntityNotFound, InvalidData, InvalidJson, NotFound
+from pylon.errors import EntityNotFound, InvalidData, NotFound
 from pylon.manifest.model import Entity, Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.policy.check import check
@@ -71,8 +72,8 @@ def test_rule(
 ) -> None:
     """Evaluate EXPRESSION for a caller and a row, and print the verdict of each part."""
     auth = _read_auth(auth_json)
-    data = _read_object("--row", row_json)
-    existing = data if existing_json is None else _read_object("--existing", existing_json)
+    data = read_object("--row", row_json)
+    existing = data if existing_json is None else read_object("--existing", existing_json)
     config = read_settings(dev=dev).config
     manifest = load_manifest(Path(config.manifest)) if entity is not None or stored else None
     rule = _check(expression, _scope_of(manifest, entity, data, existing))
@@ -117,7 +118,7 @@ def explain_policies(
         else:
             named = _entity_of(app.manifest, entity)
             row_action = cast(Action, _action_of(action or "read", _ROW_ACTIONS, "--entity"))
-            row = _read_object("--row", row_json)
+            row = read_object("--row", row_json)
             judged = _Judged(app, named, auth, reader, related)
             is_allowed, verdicts, note = judged.explain(row_action, row_id, row)
             subject = f"{row_action} of {named.name}/{row_id or '(new)'}"
@@ -207,7 +208,7 @@ def _stored_rows(app: App) -> Iterator[tuple[Reader, RelatedRows]]:
 
 
 def _read_auth(text: str, user: str | None = None) -> AuthContext:
-    given = _read_object("--auth", text)
+    given = read_object("--auth", text)
     if user is not None:
         given["userId"] = user
     unknown = next((key for key in given if key not in _AUTH_KEYS), None)
@@ -226,16 +227,6 @@ def _read_auth(text: str, user: str | None = None) -> AuthContext:
             raise InvalidData(f"{key} of --auth is true or false")
     values = {_AUTH_KEYS[key]: value for key, value in given.items()}
     return AuthContext(**{**values, "roles": tuple(roles or ())})
-
-
-def _read_object(option: str, text: str) -> dict[str, Any]:
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError as ex:
-        raise InvalidJson(f"{option} is no JSON: {ex}") from None
-    if not isinstance(found, dict):
-        raise InvalidJson(f"{option} must be a JSON object, for example {{}}")
-    return found
 
 
 def _entity_of(manifest: Manifest, name: str | None) -> Entity:
