@@ -33,6 +33,23 @@ CONTEXTS = [
 ]
 
 
+def receive_all(sock: socket.socket, connection: Connection) -> bytes:
+    """What has arrived at a client's end, the hub's loop having run."""
+    data = b""
+    while True:
+        gevent.sleep(0)
+        try:
+            more = sock.recv(1 << 20)
+        except BlockingIOError:
+            if not connection.outbox_bytes:
+                return data
+            gevent.sleep(0.001)
+            continue
+        if not more:
+            return data
+        data += more
+
+
 class Peer:
     """A connection in a hub, and the client's end of its socket."""
 
@@ -48,19 +65,7 @@ class Peer:
 
     def received(self) -> bytes:
         """What has arrived, the hub's loop having run."""
-        data = b""
-        while True:
-            gevent.sleep(0)
-            try:
-                more = self.socket.recv(1 << 20)
-            except BlockingIOError:
-                if not self.connection.outbox_bytes:
-                    return data
-                gevent.sleep(0.001)
-                continue
-            if not more:
-                return data
-            data += more
+        return receive_all(self.socket, self.connection)
 
 
 def ws_hub(clock: ManualClock | None = None) -> Hub:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gevent
 import orjson
 
 from pylon import config as settings
@@ -34,6 +33,7 @@ from pylon.storage.ops import (
 from pylon.storage.related import StoredRelated
 from tests.support import stores
 from tests.support.database import Database
+from tests.support.hub_peer import receive_all
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -285,17 +285,7 @@ class LiveClient:
 
     def listen(self) -> None:
         """Take all that has been sent."""
-        while True:
-            gevent.sleep(0)
-            try:
-                data = self.socket.recv(1 << 20)
-            except BlockingIOError:
-                if not self.connection.outbox_bytes:
-                    break
-                continue
-            if not data:
-                break
-            self.received += data
+        self.received += receive_all(self.socket, self.connection)
         for text in self._texts():
             message = orjson.loads(text)
             if message["type"] == "unsubscribed":

@@ -28,6 +28,7 @@ from pylon.query.rows import Query
 from pylon.storage.interface import Reader, Store
 from pylon.storage.related import StoredRelated
 from tests.support.database import Database
+from tests.support.hub_peer import receive_all
 from tests.support.remote_store import RemoteStore
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -279,17 +280,7 @@ class Replica:
 
     def listen(self) -> list[dict[str, Any]]:
         """Take the live events that have arrived, and return all messages so far."""
-        while True:
-            gevent.sleep(0)
-            try:
-                data = self._socket.recv(1 << 20)
-            except BlockingIOError:
-                if not self.connection.outbox_bytes:
-                    break
-                continue
-            if not data:
-                break
-            self._received += data
+        self._received += receive_all(self._socket, self.connection)
         while len(self._received) >= 2:
             size, head = self._received[1], 2
             if size >= 126:
