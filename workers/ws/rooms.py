@@ -62,10 +62,10 @@ from pylon.rates import (
 )
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
-from workers.ws import frames
 from workers.ws.conversation import error_message, send_json
 from workers.ws.room_texts import disconnected_text, relayed_text
 from workers.ws.room_watch import RoomWatch
+from workers.ws.shared_frames import SharedFrames
 
 _SUBSCRIBE: Final = "room-subscribe"
 _UNSUBSCRIBE: Final = "room-unsubscribe"
@@ -89,32 +89,7 @@ class _Subscription:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.counter = 0
-        self.waiting: list[tuple[int, _TickFrames, bool]] | None = []
-
-
-class _TickFrames:
-    """The updates of one tick of a room as frames, one for each text.
-
-    Connections with the same compression share the bytes.
-    """
-
-    __slots__ = ("_by_window", "_compress", "_frames", "count")
-
-    def __init__(self, texts: list[bytes], compress: Callable[[bytes, int], bytes]) -> None:
-        self.count = len(texts)
-        self._compress = compress
-        self._frames = [frames.encode(frames.TEXT, text) for text in texts]
-        self._by_window = {0: b"".join(self._frames)}
-
-    def send(self, connection: Connection) -> None:
-        """Send all frames in one write."""
-        deflate_window = connection.deflate_window
-        data = self._by_window.get(deflate_window)
-        if data is None:
-            compressed = [self._compress(frame, deflate_window) for frame in self._frames]
-            data = self._by_window[deflate_window] = b"".join(compressed)
-        if data and connection.send(data, self.count):
-            metrics.MESSAGES_SENT.inc(self.count)
+        self.waiting: list[tuple[int, SharedFrames, bool]] | None = []
 
 
 class Rooms:
@@ -386,8 +361,8 @@ class Rooms:
             self._limiter.require(of_user, user_subject(auth.user_id))
             self._limiter.require(of_address, address_subject(connection.address))
 
-    def _make_frames(self, texts: list[bytes]) -> _TickFrames:
-        return _TickFrames(texts, self._hub.transport.compress)
+    def _make_frames(self, texts: list[bytes]) -> SharedFrames:
+        return SharedFrames(texts, self._hub.transport.compress)
 
     def _is_current(self, room: str, subscription: _Subscription) -> bool:
         number = subscription.connection.number
