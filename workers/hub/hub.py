@@ -108,7 +108,7 @@ class Hub:
 
     def on_behind(self, callback: Callable[[Connection, int], None]) -> None:
         """Call `callback` for each connection that the fan-out no longer serves, with the seq up
-        to which it has all changes: it is to be brought up to date, and to join again."""
+        to which it has all changes. The callback brings it up to date, and lets it join again."""
         self._on_behind = callback
 
     def on_concerned(self, callback: Callable[[Collection[AuthContext]], None]) -> None:
@@ -204,7 +204,7 @@ class Hub:
         return had_joined
 
     def _send_behind(self, connection: Connection, cursor: int) -> None:
-        """Have a connection that has left brought up to date from `cursor`."""
+        """Start to bring a connection that has left up to date from `cursor`."""
         assert self._on_behind is not None, "a hub whose rules ask other rows needs a replay"
         self._on_behind(connection, cursor)
 
@@ -269,7 +269,7 @@ class Hub:
             return
         started_s = self._clock.monotonic_s()
         if self.memberships:
-            self._part_concerned(changes)
+            self._remove_concerned(changes)
         if self._groups or self._ahead:
             self._deliver(changes)
         self._head = max(self._head, changes[-1].seq)
@@ -279,8 +279,8 @@ class Hub:
             callback(changes)
         self.spent_s = self._clock.monotonic_s() - started_s
 
-    def _part_concerned(self, changes: Sequence[Change]) -> None:
-        """Take out the connections whose callers the changes open or close other rows for.
+    def _remove_concerned(self, changes: Sequence[Change]) -> None:
+        """Remove the connections of callers for whom the changes may open or close other rows.
 
         Their replay delivers these changes, as one difference.
         """

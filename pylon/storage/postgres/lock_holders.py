@@ -44,7 +44,7 @@ class LockHolders:
         self._since_s = 0.0
 
     def forget(self) -> None:
-        """The lock was taken: whoever held it has gone on."""
+        """The lock was taken: its holder has ended its transaction."""
         self._seen = None
 
     def look(self, session: Session) -> bool:

@@ -122,7 +122,7 @@ class NewsReader:
         if sender is None:
             if len(self._senders) >= _SENDERS_MAX:
                 return None
-            # Its first parcel has the number 1: whoever hears that one has missed nothing.
+            # Its first parcel has the number 1: a node that receives it has missed nothing.
             sender = self._senders[incarnation] = _Sender(node, 0)
         sender.heard_s = now_s
         if part == 0:
