@@ -70,6 +70,18 @@ class SubscribeFailed(PylonError):
     retryable = True
 
 
+class ShardLeaseLost(PylonError):
+    """A worker was to store the state of a shard that another one has claimed since. Clients never
+    see it: the worker stops its copy of the shard.
+
+    Remedy: none is necessary. If it happens often, look for nodes that cannot reach the database
+    for seconds, or that have one name.
+    """
+
+    code = "SHARD_LEASE_LOST"
+    status = 409
+
+
 class RecordingInvalid(PylonError):
     """A file is no recording of a shard, or not one of this app.
 

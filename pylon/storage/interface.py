@@ -32,6 +32,7 @@ from pylon.storage.records import (
     QueryPlan,
     SessionRow,
     StoredDocument,
+    StoredPlace,
     StoredShard,
     StoreSizes,
 )
@@ -165,6 +166,9 @@ class Reader(Protocol):
 
     def shard(self, shard_id: str) -> StoredShard | None:
         """Return the stored state and placement of a shard, or None."""
+
+    def shard_place(self, shard_id: str) -> StoredPlace | None:
+        """Return the placement of a shard alone, or None."""
 
     def shards(self, limit: int) -> list[StoredShard]:
         """All such shards, by id, without their states."""

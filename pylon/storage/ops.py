@@ -115,12 +115,27 @@ class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_sessio
     session_id: str
 
 
+class ClaimShard(msgspec.Struct, frozen=True, array_like=True, tag="claim_shard"):
+    """Give a shard to a worker, unless another one has claimed it under a lease that lasts. The
+    reply has `count` 1 and the new generation as its `seq`, or `count` 0."""
+
+    shard_id: str
+    owner: str  # "node/worker"
+    lease: str  # of the node of the owner
+    region: str  # of a shard that is not stored yet
+
+
+# With a `generation`, the operations below are refused with `ShardLeaseLost` if the shard has been
+# claimed again since; without one they are carried out in any case.
+
+
 class PutShard(msgspec.Struct, frozen=True, array_like=True, tag="put_shard"):
     """Keep the state of a simulation, in place of the one before."""
 
     shard_id: str
     tick: int
     data: bytes
+    generation: int | None = None
 
 
 class MoveShard(msgspec.Struct, frozen=True, array_like=True, tag="move_shard"):
@@ -128,12 +143,22 @@ class MoveShard(msgspec.Struct, frozen=True, array_like=True, tag="move_shard"):
 
     shard_id: str
     home: str | None
+    generation: int | None = None
 
 
 class DropShard(msgspec.Struct, frozen=True, array_like=True, tag="drop_shard"):
-    """Forget a shard's state and where it was moved to."""
+    """Forget a shard's state, where it was moved to, and its claim."""
 
     shard_id: str
+    generation: int | None = None
+
+
+class ReleaseShard(msgspec.Struct, frozen=True, array_like=True, tag="release_shard"):
+    """End a claim, and forget the shard if nothing of it is stored. Without effect if the shard
+    has been claimed again."""
+
+    shard_id: str
+    generation: int
 
 
 class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
@@ -142,7 +167,7 @@ class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
 
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | ResetRows | OpenDocument | PushDocument
-    | PutSession | DropSession | PutShard | MoveShard | DropShard
+    | PutSession | DropSession | ClaimShard | PutShard | MoveShard | DropShard | ReleaseShard
 )
 
 

@@ -166,6 +166,21 @@ class StoredShard:
     data: bytes | None  # the saved state; None: none is saved
     home: str | None  # the worker that it was moved to; None: the worker of its id
     saved_at_s: int
+    # In a list only (`StoredPlace` has more of one shard):
+    owner: str | None = None
+    is_held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPlace:
+    """The placement of a stored shard, and the lease that it is under where nodes share a store."""
+
+    home: str | None  # as in `StoredShard`
+    generation: int = 0  # of the newest claim; 0: there was none
+    owner: str | None = None  # the worker that has claimed it: "node/worker"
+    region: str | None = None
+    is_held: bool = False  # whether the lease of the claim lasts
+    owner_lives: bool = False  # whether the node of the owner has any lease that lasts
 
 
 @dataclass(frozen=True, slots=True)

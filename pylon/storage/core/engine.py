@@ -52,6 +52,7 @@ from pylon.storage.core.transaction import (
 )
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.ops import (
+    ClaimShard,
     DeleteRow,
     DropSession,
     DropShard,
@@ -61,6 +62,7 @@ from pylon.storage.ops import (
     PushDocument,
     PutSession,
     PutShard,
+    ReleaseShard,
     ResetRows,
     Transact,
     UpdateRow,
@@ -116,9 +118,11 @@ class BatchEngine:
             PushDocument: self._documents.push,
             PutSession: self._put_session,
             DropSession: self._drop_session,
+            ClaimShard: self._claim_shard,
             PutShard: self._put_shard,
             MoveShard: self._place_shard,
             DropShard: self._drop_shard,
+            ReleaseShard: self._release_shard,
         }
         transacts = TransactWrites(transaction, rows, self._handlers)
         self._handlers[Transact] = transacts.execute
@@ -314,16 +318,29 @@ class BatchEngine:
     def _drop_session(self, request_id: int, op: DropSession, _: Journal) -> WriteReply:
         return WriteReply(request_id, count=self._transaction.sessions.drop_session(op.session_id))
 
+    def _claim_shard(self, request_id: int, op: ClaimShard, journal: Journal) -> WriteReply:
+        generation = self._transaction.shards.claim_shard(
+            op.shard_id, op.owner, op.lease, op.region, journal.now_s
+        )
+        return WriteReply(request_id, seq=generation, count=int(generation > 0))
+
     def _put_shard(self, request_id: int, op: PutShard, journal: Journal) -> WriteReply:
-        self._transaction.shards.put_shard(op.shard_id, op.tick, op.data, journal.now_s)
+        self._transaction.shards.put_shard(
+            op.shard_id, op.tick, op.data, journal.now_s, op.generation
+        )
         return WriteReply(request_id, count=1)
 
     def _place_shard(self, request_id: int, op: MoveShard, journal: Journal) -> WriteReply:
-        self._transaction.shards.place_shard(op.shard_id, op.home, journal.now_s)
+        self._transaction.shards.place_shard(op.shard_id, op.home, journal.now_s, op.generation)
         return WriteReply(request_id, count=1)
 
     def _drop_shard(self, request_id: int, op: DropShard, _: Journal) -> WriteReply:
-        return WriteReply(request_id, count=self._transaction.shards.drop_shard(op.shard_id))
+        count = self._transaction.shards.drop_shard(op.shard_id, op.generation)
+        return WriteReply(request_id, count=count)
+
+    def _release_shard(self, request_id: int, op: ReleaseShard, _: Journal) -> WriteReply:
+        self._transaction.shards.release_shard(op.shard_id, op.generation)
+        return WriteReply(request_id, count=1)
 
 
 def _shift_reply(reply: WriteReply, by: int) -> WriteReply:

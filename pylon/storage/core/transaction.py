@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from pylon.errors import PylonError
+from pylon.errors import PylonError, ShardLeaseLost
 from pylon.manifest.model import Entity
 from pylon.policy.entity_rules import EntityRules
 from pylon.query.predicate import Predicate
@@ -72,6 +72,11 @@ class ForeignWriterError(Exception):
 
 class OutdatedError(Exception):
     """Another writer has changed rows that this transaction has read. Nothing was written."""
+
+
+def lease_lost(shard_id: str) -> ShardLeaseLost:
+    """Return the refusal of a write about a shard that has been claimed again."""
+    return ShardLeaseLost(f'another worker has claimed the shard "{shard_id}"')
 
 
 class RequestsFailed(Exception):
@@ -203,16 +208,34 @@ class SessionRows(Protocol):
 
 
 class ShardRows(Protocol):
-    """The stored shards."""
+    """The stored shards.
 
-    def put_shard(self, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
+    With a `generation`, a method raises `ShardLeaseLost`, at once or at the commit, if the shard
+    has another one: it has been claimed again since. Without one it does not look.
+    """
+
+    def claim_shard(
+        self, shard_id: str, owner: str, lease: str, region: str, now_s: int
+    ) -> int:
+        """Give a shard to a worker, unless another one has it under a lease that lasts. Return the
+        new generation, which is higher than all before; 0 if another one has it."""
+
+    def put_shard(
+        self, shard_id: str, tick: int, data: bytes, now_s: int, generation: int | None
+    ) -> None:
         """Store the state of a shard; it replaces the previous one."""
 
-    def place_shard(self, shard_id: str, home: str | None, now_s: int) -> None:
+    def place_shard(
+        self, shard_id: str, home: str | None, now_s: int, generation: int | None
+    ) -> None:
         """Store the worker that runs a shard; None: the worker that its id maps to."""
 
-    def drop_shard(self, shard_id: str) -> int:
+    def drop_shard(self, shard_id: str, generation: int | None) -> int:
         """Remove a shard. Return how many were removed (0 or 1)."""
+
+    def release_shard(self, shard_id: str, generation: int) -> None:
+        """End a claim, and remove the shard if it has no state and no placement. Without effect if
+        the shard has another generation."""
 
 
 class LogRows(Protocol):

@@ -28,7 +28,13 @@ from pylon.storage.events import ChangeEvent
 from pylon.storage.postgres import sequences
 from pylon.storage.postgres.connect import STORE_FAILURES, is_lost
 from pylon.storage.postgres.failures import AGAIN, find_refused
-from pylon.storage.postgres.flush import NO_REQUEST, Flush, Gathered, last_seq_of
+from pylon.storage.postgres.flush import (
+    NO_REQUEST,
+    Flush,
+    Gathered,
+    RefusalSource,
+    last_seq_of,
+)
 from pylon.storage.postgres.guards import guards_of
 from pylon.storage.postgres.overlay import KnownRow, Overlay, RowKey
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
@@ -168,11 +174,14 @@ class Batch:
 
     # --- Reads and statements ------------------------------------------------------------------
 
-    def gather(self, text: str, parameters: Sequence[Parameter]) -> None:
-        """Gather a statement without a seq."""
+    def gather(
+        self, text: str, parameters: Sequence[Parameter], source: RefusalSource | None = None
+    ) -> None:
+        """Gather a statement without a seq. Args: `source` explains a refusal of the database."""
         values, formats = encode_parameters(parameters)
         self.gathered.append(Gathered(
-            text, values or [], self.position, binary=None if formats is None else parameters
+            text, values or [], self.position, source=source,
+            binary=None if formats is None else parameters,
         ))
 
     def read(self, text: str, parameters: Sequence[Parameter]) -> PGresult:

@@ -48,6 +48,7 @@ from pylon.storage.records import (
     QueryPlan,
     SessionRow,
     StoredDocument,
+    StoredPlace,
     StoredShard,
 )
 from pylon.storage.sql import facet_counts
@@ -284,6 +285,9 @@ class PostgresReader:
 
     def shard(self, shard_id: str) -> StoredShard | None:
         return self._find(system_reads.shard_of, system_reads.SHARD, (shard_id,))
+
+    def shard_place(self, shard_id: str) -> StoredPlace | None:
+        return self._find(system_reads.place_of, system_reads.SHARD_PLACE, (shard_id,))
 
     def shards(self, limit: int) -> list[StoredShard]:
         return self._list(system_reads.shard_of, system_reads.SHARDS, (limit,))

@@ -20,6 +20,7 @@ from pylon.storage.records import (
     DocumentView,
     SessionRow,
     StoredDocument,
+    StoredPlace,
     StoredShard,
 )
 
@@ -53,8 +54,20 @@ SESSION: Final = (
 SESSION_ENDS: Final = (
     "SELECT session_id, expires_at FROM _pylon_auth_sessions WHERE session_id = ANY ($1)"
 )
-SHARD: Final = "SELECT id, tick, data, home, saved_at FROM _pylon_shards WHERE id = $1"
-SHARDS: Final = "SELECT id, tick, NULL, home, saved_at FROM _pylon_shards ORDER BY id LIMIT $1"
+SHARD: Final = "SELECT id, tick, data, home, saved_at, NULL, NULL FROM _pylon_shards WHERE id = $1"
+SHARD_PLACE: Final = (
+    "SELECT s.home, s.generation, s.owner, s.region, "
+    "EXISTS (SELECT 1 FROM _pylon_nodes AS n WHERE n.lease = s.lease "
+    "AND n.lease_until > clock_timestamp()), "
+    "EXISTS (SELECT 1 FROM _pylon_nodes AS n WHERE n.node = split_part(s.owner, '/', 1) "
+    "AND n.lease_until > clock_timestamp()) "
+    "FROM _pylon_shards AS s WHERE id = $1"
+)
+SHARDS: Final = (
+    "SELECT s.id, s.tick, NULL, s.home, s.saved_at, s.owner, n.node IS NOT NULL "
+    "FROM _pylon_shards AS s LEFT JOIN _pylon_nodes AS n "
+    "ON n.lease = s.lease AND n.lease_until > clock_timestamp() ORDER BY s.id LIMIT $1"
+)
 _OF_ROW: Final = "WHERE o.entity = s.entity AND o.row_id = s.row_id"
 DOCUMENT: Final = (
     "SELECT snapshot, "
@@ -118,10 +131,21 @@ def session_of(row: _Row) -> SessionRow:
 
 def shard_of(row: _Row) -> StoredShard:
     """Return a stored shard."""
-    shard_id, tick, data, home, saved_at_s = row
+    shard_id, tick, data, home, saved_at_s, owner, is_held = row
     return StoredShard(
         text_of(shard_id), int(tick or 0), None if data is None else bytea_of(data),
         None if home is None else home.decode(), int(saved_at_s or 0),
+        None if owner is None else owner.decode(), is_held == b"t",
+    )
+
+
+def place_of(row: _Row) -> StoredPlace:
+    """Return the placement of a stored shard."""
+    home, generation, owner, region, is_held, owner_lives = row
+    return StoredPlace(
+        None if home is None else home.decode(), int(generation or 0),
+        None if owner is None else owner.decode(), None if region is None else region.decode(),
+        is_held == b"t", owner_lives == b"t",
     )
 
 

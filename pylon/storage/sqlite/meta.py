@@ -6,8 +6,8 @@ and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
 `references` (see `pylon.manifest.references`), `short_rows:<Entity>` (see `short_rows`),
 `instants:<Entity>` (see `instants`), `constraints:<Entity>` (see
 `pylon.storage.sqlite.schema.broken_rows`), `document_rules:<Entity>` (see
-`pylon.storage.core.stored_documents`), `boot_id`, `clean` and `durability` of the newest run (see
-`epochs`).
+`pylon.storage.core.stored_documents`), `shard_generation` (see `shards`), `boot_id`, `clean` and
+`durability` of the newest run (see `epochs`).
 """
 
 from __future__ import annotations

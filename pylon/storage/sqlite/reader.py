@@ -42,6 +42,7 @@ from pylon.storage.records import (
     QueryPlan,
     SessionRow,
     StoredDocument,
+    StoredPlace,
     StoredShard,
 )
 from pylon.storage.sql import facet_counts
@@ -313,6 +314,9 @@ class SqliteReader:
 
     def shard(self, shard_id: str) -> StoredShard | None:
         return self._run.call(shards.find, shard_id)
+
+    def shard_place(self, shard_id: str) -> StoredPlace | None:
+        return self._run.call(shards.place, shard_id)
 
     def shards(self, limit: int) -> list[StoredShard]:
         return self._run.call(shards.listed, limit)

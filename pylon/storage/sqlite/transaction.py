@@ -272,17 +272,31 @@ class _Shards:
     def __init__(self, conn: apsw.Connection) -> None:
         self._conn = conn
 
-    def put_shard(self, shard_id: str, tick: int, data: bytes, now_s: int) -> None:
+    def claim_shard(
+        self, shard_id: str, owner: str, lease: str, region: str, now_s: int
+    ) -> int:
         """See `ShardRows`."""
-        shards.put(self._conn, shard_id, tick, data, now_s)
+        return shards.claim(self._conn, shard_id, now_s)
 
-    def place_shard(self, shard_id: str, home: str | None, now_s: int) -> None:
+    def put_shard(
+        self, shard_id: str, tick: int, data: bytes, now_s: int, generation: int | None
+    ) -> None:
         """See `ShardRows`."""
-        shards.move(self._conn, shard_id, home, now_s)
+        shards.put(self._conn, shard_id, tick, data, now_s, generation)
 
-    def drop_shard(self, shard_id: str) -> int:
+    def place_shard(
+        self, shard_id: str, home: str | None, now_s: int, generation: int | None
+    ) -> None:
         """See `ShardRows`."""
-        return shards.drop(self._conn, shard_id)
+        shards.move(self._conn, shard_id, home, now_s, generation)
+
+    def drop_shard(self, shard_id: str, generation: int | None) -> int:
+        """See `ShardRows`."""
+        return shards.drop(self._conn, shard_id, generation)
+
+    def release_shard(self, shard_id: str, generation: int) -> None:
+        """See `ShardRows`."""
+        shards.release(self._conn, shard_id, generation)
 
 
 class _Maintenance:

@@ -84,7 +84,7 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         PRIMARY KEY (entity, row_id, number)) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS _pylon_shards (
         id TEXT PRIMARY KEY NOT NULL, tick INTEGER NOT NULL, data BLOB, home TEXT,
-        saved_at INTEGER NOT NULL) WITHOUT ROWID""",
+        saved_at INTEGER NOT NULL, generation INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS _pylon_schema_history (
         id INTEGER PRIMARY KEY AUTOINCREMENT, manifest_version INTEGER NOT NULL,
         app_version TEXT NOT NULL, applied_at TEXT NOT NULL, operation_count INTEGER NOT NULL,
@@ -94,6 +94,10 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
 # Columns that a table of an earlier version lacks: table, column, statement.
 LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
     ("_pylon_op_ids", "digest", "ALTER TABLE _pylon_op_ids ADD COLUMN digest TEXT"),
+    (
+        "_pylon_shards", "generation",
+        "ALTER TABLE _pylon_shards ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 
 
