@@ -12,7 +12,6 @@ Invariant: only the main thread handles events, starts children and reaps them. 
 
 from __future__ import annotations
 
-import math
 import queue
 import signal
 from types import FrameType
@@ -22,6 +21,7 @@ import pylon
 from pylon import log, metrics
 from pylon.bus.messages import NodeState, RolesReport, RoleState
 from pylon.roles import ROLE_BY_NAME
+from pylon.storage.nodes import NodeLease
 from supervisor.children import RoleView
 from supervisor.components import Components
 from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
@@ -91,7 +91,10 @@ class Loop:
         problem = parts.writer.find_problem() or parts.flusher.store_problem
         checks = self._node_checks()
         failed = frozenset(name for name, text in checks.items() if text is not None)
-        progress = (views, self.draining, problem, failed)
+        nodes = parts.nodes
+        living = () if nodes is None else nodes.living
+        lease = NodeLease() if nodes is None else nodes.lease
+        progress = (views, self.draining, problem, failed, living, lease)
         if progress == self._announced and now_s < self._report_at_s:
             return
         self._announced = progress
@@ -102,9 +105,8 @@ class Loop:
         ))
         if parts.relay is not None:
             is_cut_off = parts.relay.away_s >= parts.config.database_outage_s
-            has_others = parts.nodes is None or bool(parts.nodes.others)
-            until_s = math.inf if parts.nodes is None else parts.nodes.shards_until_s
-            parts.signals.send(NodeState(has_others, is_cut_off, until_s))
+            node = "" if nodes is None else living[0].name
+            parts.signals.send(NodeState(is_cut_off, node, living, lease.id, lease.until_s))
         for role, view in views.items():
             metrics.WORKERS_READY.labels(role).set(view.ready)
             metrics.WORKERS_WANTED.labels(role).set(view.wanted)

@@ -23,7 +23,7 @@ import msgspec
 from pylon import log, metrics
 from pylon.clock import Clock
 from pylon.errors import StartDelayed, StoreUnavailable
-from pylon.storage.nodes import NewsMessage, NodeFacts, NodeLink, NodesReport
+from pylon.storage.nodes import NewsMessage, NodeFacts, NodeLease, NodeLink, NodesReport
 
 _IDLE_S: Final = 60.0  # the link wakes for its own heartbeat
 _ASK_AGAIN_S: Final = 2.0
@@ -114,9 +114,18 @@ class Nodes:
         return self._link.salt
 
     @property
-    def shards_until_s(self) -> float:
-        """Return until when (monotonic) this node may run shards; a past time: it may not."""
-        return self._link.shards_until_s
+    def living(self) -> tuple[NodeFacts, ...]:
+        """Return the nodes that live, this one first."""
+        return (self._link.facts, *self._link.others)
+
+    @property
+    def lease(self) -> NodeLease:
+        """Return the lease of this node on the shards that its workers have claimed."""
+        return self._link.lease
+
+    def withdraw(self) -> None:
+        """Have the other nodes place no shard on this one from now on."""
+        self._link.withdraw()
 
     def publish(self, topic: str, body: bytes) -> None:
         """Tell all other nodes (JSON). Never blocks."""

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pylon.clock import SeededRandom, SystemClock
-from pylon.storage.nodes import NewsMessage, NodeFacts
+from pylon.storage.nodes import (
+    HEARTBEAT_S,
+    LEASE_MARGIN_S,
+    LEASE_S,
+    NewsMessage,
+    NodeFacts,
+    NodeLease,
+)
 from pylon.storage.postgres.connect import open_session
 from pylon.storage.postgres.news import PAYLOAD_BYTES, NewsParcel, NewsReader, NewsWriter
 from pylon.storage.postgres.node_link import PostgresNodes
@@ -108,34 +115,75 @@ def test_nodes_find_each_other_and_one_leads(url: str, pair: tuple[Node, Node]) 
     turn_until(lambda: b.link.leads and not b.link.others, b)
 
 
-def test_one_node_runs_the_shards_and_hands_them_over(url: str) -> None:
+def run_sql(url: str, text: str) -> None:
+    session = connect(url)
+    session.execute(text)
+    session.close()
+
+
+def test_each_node_with_shards_has_a_lease_that_heartbeats_renew(url: str) -> None:
     clock = SystemClock()
-    a = Node(url, "a", "a1", ("shards",))
-    b, c = Node(url, "b", "b1", ("http", "shards")), Node(url, "c", "c1", ("http",))
-    assert a.link.shards_until_s > clock.monotonic_s()
-    until_s = a.link.shards_until_s
-    turn_until(lambda: a.link.shards_until_s > until_s, a, b, c)  # renewed by a heartbeat
-    assert b.link.shards_until_s == c.link.shards_until_s == 0
-    a.link.close()
-    turn_until(lambda: b.link.shards_until_s > clock.monotonic_s(), b, c)
-    assert c.link.shards_until_s == 0
-    for node in (b, c):
+    a, b = Node(url, "a", "a1", ("shards",)), Node(url, "b", "b1", ("http", "shards"))
+    c = Node(url, "c", "c1", ("http",))
+    first_a, first_b = a.link.lease, b.link.lease
+    for lease in (first_a, first_b):
+        left_s = lease.until_s - clock.monotonic_s()
+        assert LEASE_S - LEASE_MARGIN_S - 2 < left_s <= LEASE_S - LEASE_MARGIN_S
+    assert first_a.id != first_b.id
+    turn_until(
+        lambda: a.link.lease.until_s > first_a.until_s and b.link.lease.until_s > first_b.until_s,
+        a, b, c,
+    )
+    assert (a.link.lease.id, b.link.lease.id) == (first_a.id, first_b.id)
+    assert c.link.lease == NodeLease()
+    for node in (a, b, c):
         node.link.close()
 
 
-def test_no_node_runs_shards_within_the_lease_of_one_that_died(url: str) -> None:
+def test_a_lease_that_has_ended_is_not_renewed_but_replaced(url: str) -> None:
+    a = Node(url, "a", "a1", ("shards",))
+    first = a.link.lease
+    run_sql(url, "UPDATE _pylon_nodes SET lease_until = clock_timestamp() - interval '1 ms'")
+    turn_until(lambda: a.link.lease.id != first.id, a)
+    assert a.link.lease.until_s > first.until_s
+    a.link.close()
+
+
+def test_a_lease_ends_with_the_connection_and_outlasts_a_new_one(url: str) -> None:
+    a = Node(url, "a", "a1", ("shards",))
+    first = a.link.lease
+    a.is_away = True
+    a.kill_backend(url)
+    turn_until(lambda: a.link.lease == first and a.link._session is None, a)
+    a.is_away = False
+    turn_until(lambda: a.link.lease.until_s > first.until_s, a)
+    assert a.link.lease.id == first.id, "it had not ended meanwhile"
+    a.link.close()
+
+
+def test_a_later_start_with_the_name_ends_the_lease_of_the_earlier_one(url: str) -> None:
+    a = Node(url, "a", "a1", ("shards",))
+    first = a.link.lease
+    later = Node(url, "a", "a2", ("shards",))
+    assert later.link.lease.id not in ("", first.id)
+    turn_until(lambda: a.link.problem, a, later)
+    assert a.link.lease == first
+    assert later.link.lease.id.startswith("a2")
+    later.link.close()
+    a.link.close()
+
+
+def test_a_node_that_withdraws_keeps_its_lease_and_others_hear_at_once(url: str) -> None:
+    a, b = Node(url, "a", "a1", ("http", "shards")), Node(url, "b", "b1", ("shards",))
+    turn_until(lambda: a.link.others, a, b)
+    first = a.link.lease
     clock = SystemClock()
-    a, b = Node(url, "a", "a1", ("shards",)), Node(url, "b", "b1", ("shards",))
-    a.turn()
-    lease_s = a.link.shards_until_s
-    a.kill_backend(url)  # the lock is free at once; node a may not know that yet
-    began_s = 0.0
-    until_s = clock.monotonic_s() + 30
-    while not began_s and clock.monotonic_s() < until_s:
-        b.turn(0.2)
-        if b.link.shards_until_s:
-            began_s = clock.monotonic_s()
-    assert began_s > lease_s
+    begun_s = clock.monotonic_s()
+    a.link.withdraw()
+    turn_until(lambda: b.link.others[0].roles == ("http",), a, b)
+    assert clock.monotonic_s() - begun_s < HEARTBEAT_S / 2
+    turn_until(lambda: a.link.lease.until_s > first.until_s, a, b)
+    assert a.link.lease.id == first.id
     for node in (a, b):
         node.link.close()
 

@@ -1,4 +1,4 @@
-"""Shards of a node on PostgreSQL: they run while the node has the lease, and are another's then."""
+"""Shards of a node on PostgreSQL: they run while the node has a lease."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from pylon.bus.messages import NodeState
 from tests.support import stores
 from tests.support.document_stage import DocumentStage
 from tests.support.postgres import PostgresServer
-from tests.support.stage import Worker
+from tests.support.stage import Worker, node_report
 from tests.support.websocket_client import WebSocketClient
 from workers.hub.close_codes import SERVICE_RESTART, TRY_AGAIN_LATER
 from workers.ws import frames
@@ -35,10 +34,10 @@ def stage(
             made.close()
 
 
-def give_lease(stage: DocumentStage, seconds: float) -> None:
-    """What the supervisor reports: the shards are this node's for so long."""
+def give_lease(stage: DocumentStage, seconds: float, lease: str = "stage.1") -> None:
+    """What the supervisor reports: the node has this lease for so long."""
     until_s = time.monotonic() + seconds if seconds else 0.0
-    stage.tell(NodeState(has_others=True, is_cut_off=False, shards_until_s=until_s))
+    stage.tell(node_report(lease=lease, until_s=until_s))
 
 
 def join(worker: Worker, token: str) -> WebSocketClient:
@@ -59,13 +58,22 @@ def add(client: WebSocketClient, by: int) -> None:
 def until_sum(client: WebSocketClient, wanted: int) -> Any:
     while True:
         opcode, data = client.read_frame_except()
+        if opcode == frames.TEXT:  # a place that is kept
+            continue
         assert opcode == frames.BINARY, data
         body = json.loads(data[8:])
         if body["sum"] == wanted:
             return body
 
 
-def test_shards_end_with_the_lease_and_begin_with_the_next(stage: DocumentStage) -> None:
+def close_code(client: WebSocketClient) -> int:
+    while True:
+        opcode, data = client.read_frame_except()
+        if opcode == frames.CLOSE:
+            return int.from_bytes(data[:2], "big")
+
+
+def test_shards_end_with_the_lease_and_go_on_under_the_next(stage: DocumentStage) -> None:
     worker = stage.start("shards", PYLON_APP=APP)
     token, _ = stage.login("ada")
     give_lease(stage, math.inf)
@@ -73,17 +81,22 @@ def test_shards_end_with_the_lease_and_begin_with_the_next(stage: DocumentStage)
     add(client, 5)
     until_sum(client, 5)
     give_lease(stage, 0)
-    while True:
-        opcode, data = client.read_frame_except()
-        if opcode == frames.CLOSE:
-            break
-    assert int.from_bytes(data[:2], "big") == SERVICE_RESTART
+    assert close_code(client) == SERVICE_RESTART
     refused = WebSocketClient(worker.port, path="/?shard=counter:1&sid=ada", token=token)
     code, reason = refused.read_close()
-    assert (code, "another node" in reason) == (TRY_AGAIN_LATER, True)
+    assert (code, "lease" in reason) == (TRY_AGAIN_LATER, True)
+    give_lease(stage, math.inf, "stage.2")
+    # Nobody has claimed the shard meanwhile, so its last state was stored.
+    until_sum(join(worker, token), 5)
+
+
+def test_another_lease_ends_the_shards_of_the_one_before(stage: DocumentStage) -> None:
+    worker = stage.start("shards", PYLON_APP=APP)
+    token, _ = stage.login("ada")
     give_lease(stage, math.inf)
-    # It saved nothing after the end of the lease: the other node's state counts.
-    until_sum(join(worker, token), 0)
+    client = join(worker, token)
+    give_lease(stage, math.inf, "stage.2")
+    assert close_code(client) == SERVICE_RESTART
 
 
 def test_a_lease_that_nobody_renews_ends_by_itself(stage: DocumentStage) -> None:
@@ -93,8 +106,4 @@ def test_a_lease_that_nobody_renews_ends_by_itself(stage: DocumentStage) -> None
     client = join(worker, token)
     add(client, 1)
     until_sum(client, 1)
-    while True:
-        opcode, data = client.read_frame_except()
-        if opcode == frames.CLOSE:
-            break
-    assert int.from_bytes(data[:2], "big") == SERVICE_RESTART
+    assert close_code(client) == SERVICE_RESTART

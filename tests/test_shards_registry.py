@@ -31,7 +31,7 @@ from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import LimitExceeded, PylonError, SubscribeFailed, Unavailable, WriterUnavailable
 from pylon.limiter import RateLimiter, RateTable
 from pylon.realtime.kinds import Kind
-from pylon.realtime.placement import placement_of
+from pylon.realtime.placement import Placement
 from pylon.realtime.shard import Shard
 from pylon.realtime.simulation import Saved
 from pylon.realtime.snapshots import Format
@@ -81,7 +81,7 @@ def registry_of(
 ) -> ShardRegistry:
     return ShardRegistry(
         store, writer, clock, SystemRandom(), folder / "recordings",
-        RateLimiter(RateTable(), clock), worker=worker, workers=workers,
+        RateLimiter(RateTable(), clock), Placement(store, workers), worker=worker,
     )
 
 
@@ -175,7 +175,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(shard_id=st.sampled_from(IDS), inputs=st.integers(1, 3), ticks=st.integers(0, 3))
     def play(self, shard_id: str, inputs: int, ticks: int) -> None:
-        name = placement_of(shard_id, 2, self.store.point).worker
+        name = Placement(self.store, 2).find(shard_id).worker
         self.visit(shard_id, name)
         for name_of, shard, client in self.clients:
             if shard.id == shard_id and client.ended is None:
@@ -225,7 +225,7 @@ class Processes(RuleBasedStateMachine):
             ran = self.registries[name].move(shard_id, home, 1012, "moved")
         except (SubscribeFailed, Unavailable):
             return
-        assert placement_of(shard_id, 2, self.store.point).worker == home
+        assert Placement(self.store, 2).find(shard_id).worker == home
         if ran and expected is not None:
             self.least[shard_id] = self.most[shard_id] = expected
 
@@ -233,7 +233,7 @@ class Processes(RuleBasedStateMachine):
     def end(self, shard_id: str) -> None:
         if self.away:
             return
-        home = placement_of(shard_id, 2, self.store.point).worker
+        home = Placement(self.store, 2).find(shard_id).worker
         try:
             self.registries[home].end(shard_id, 1000, "ended")
         except PylonError:
@@ -252,7 +252,7 @@ class Processes(RuleBasedStateMachine):
         if self.away:
             return
         settled()
-        name = placement_of(shard_id, 2, self.store.point).worker
+        name = Placement(self.store, 2).find(shard_id).worker
         self.play(shard_id, 2, 1)
         here = {shard.id: self.sum_of(shard) + shard.input_queue for shard in self.running(name)}
         unsaved = self.registries[name].drain(1001, "bye")
@@ -267,7 +267,7 @@ class Processes(RuleBasedStateMachine):
         self.writers[name].is_dead = True
         settled()
         for shard_id in IDS:  # what has not reached the store is lost, and nothing else
-            if placement_of(shard_id, 2, self.store.point).worker == name:
+            if Placement(self.store, 2).find(shard_id).worker == name:
                 self.least[shard_id] = self.stored(shard_id)
         self.registries[name] = self.new_registry(name)
         self.clients = [each for each in self.clients if each[0] != name]

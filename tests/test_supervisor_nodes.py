@@ -13,7 +13,7 @@ from pylon.changelog.hint_journal import HintReader, HintWriter, make_journal
 from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path, window_cursor
 from pylon.clock import ManualClock
-from pylon.storage.nodes import NewsMessage, NodeFacts, NodesReport
+from pylon.storage.nodes import NewsMessage, NodeFacts, NodeLease, NodesReport
 from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from supervisor.hints import PreviousRun
@@ -63,6 +63,8 @@ class Link:
         self.leads = False
         self.salt = b""
         self.problem = None
+        self.facts = NodeFacts("own", "own", ("ws",), "1")
+        self.lease = NodeLease()
         self.published: list[tuple[str, bytes]] = []
 
     def begin(self) -> None: ...
@@ -72,6 +74,8 @@ class Link:
 
     def publish(self, topic: str, body: bytes) -> None:
         self.published.append((topic, body))
+
+    def withdraw(self) -> None: ...
 
     def wake(self) -> None: ...
 

@@ -85,6 +85,9 @@ class ShardCommands(Protocol):
     def for_matchmaker(self, command: MatchCommand) -> bytes:
         """Send a command to the worker that has the matchmaker."""
 
+    def has_worker(self, name: str) -> bool:
+        """Return whether a shard may be moved to this worker: "2", or "node/2"."""
+
     def broadcast(self, command: DescribeAll) -> list[bytes]:
         """Send a command to every shards worker; return a text of each."""
 

@@ -20,6 +20,7 @@ import msgspec
 
 from pylon.metrics.wire import Family
 from pylon.storage.events import ChangeBatch
+from pylon.storage.nodes import NodeFacts
 from pylon.storage.ops import WriteReply, WriteRequest
 
 # --- Signals ---------------------------------------------------------------------------------
@@ -53,9 +54,17 @@ class RolesReport(msgspec.Struct, frozen=True, tag="roles"):
 class NodeState(msgspec.Struct, frozen=True, tag="node"):
     """The state of a node whose database others may share. Sent with each `RolesReport`."""
 
-    has_others: bool  # other nodes live
     is_cut_off: bool  # the database has not answered for PYLON_DATABASE_OUTAGE_S
-    shards_until_s: float = 0.0  # monotonic: until then this node may run the shards of all
+    node: str = ""  # the name of this node
+    nodes: tuple[NodeFacts, ...] = ()  # the nodes that live, this one first
+    # The lease of this node (`pylon.storage.nodes.NodeLease`).
+    lease: str = ""
+    lease_until_s: float = 0.0
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other nodes live."""
+        return len(self.nodes) != 1
 
 
 Signal = SessionRevoked | DocumentsChanged | RolesReport | NodeState

@@ -18,11 +18,9 @@ from pylon.bus.calls import Caller
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource
 from pylon.errors import ShardsNotAvailable
-from pylon.realtime.placement import ShardHome, elsewhere_error, home_of, placement_of
-from pylon.storage.interface import Store
+from pylon.realtime.placement import MATCHMAKER, Placement, ShardHome, elsewhere_error
 
 CHANNEL: Final = "shards"
-MATCHMAKER: Final = ":matchmaker"  # no shard has this id
 
 
 class DescribeShard(msgspec.Struct, frozen=True, array_like=True, tag="describe"):
@@ -120,18 +118,13 @@ class ShardsClient:
     """The client of all shards workers, one for each process. `close` it at the end."""
 
     def __init__(
-        self, runtime: Runtime, workers: int, store: Store, random: RandomSource,
+        self, runtime: Runtime, placement: Placement, random: RandomSource,
         remote: RemoteCalls | None = None,
     ) -> None:
-        """
-        Args:
-            workers: the number of shards workers here; their names are "1", "2" and so on.
-            remote: calls the workers of other nodes; None: this node cannot.
-        """
+        """Args: `remote` calls the workers of other nodes; None: this node cannot."""
         self._remote = remote
         self._runtime = runtime
-        self._workers = workers
-        self._store = store
+        self._placement = placement
         self._random = random
         self._callers: dict[str, Caller] = {}
 
@@ -139,36 +132,51 @@ class ShardsClient:
         """Call the worker of the shard; return its answer. Blocks this greenlet.
 
         Raises:
-            ShardsNotAvailable: the role is switched off.
+            ShardsNotAvailable: no node has shards workers.
+            SubscribeFailed: the shard lives on a node that this one cannot reach.
             Unavailable: the worker does not answer.
             PylonError: the error that the worker answered.
         """
         self._check()
-        home = placement_of(command.shard_id, self._workers, self._store.point)
-        if home.is_here:
-            return self.call_worker(home.worker, command)
-        if self._remote is None or not home.cluster_url:
-            raise elsewhere_error(command.shard_id, home)
-        return self._remote.call(home, _encode(command))
+        region = None
+        if isinstance(command, MakeShard) and command.params is not None:
+            named = command.params.get("region")
+            region = named if isinstance(named, str) else None
+        home = self._placement.find(command.shard_id, region)
+        return self._call(home, command, command.shard_id)
 
     def for_matchmaker(self, command: MatchCommand) -> bytes:
         """Call the matchmaker; return its answer. Raises: as `for_shard`."""
         self._check()
-        return self.call_worker(home_of(MATCHMAKER, self._workers), command)
+        return self._call(self._placement.matchmaker(), command, MATCHMAKER)
+
+    def has_worker(self, name: str) -> bool:
+        """Return whether a shard may be moved to this worker (`Placement.has_worker`).
+
+        Raises:
+            ShardsNotAvailable: no node has shards workers.
+        """
+        self._check()
+        return self._placement.has_worker(name)
 
     def broadcast(self, command: DescribeAll) -> list[bytes]:
-        """Call every worker; return the answers by number. Raises: as `for_shard`."""
-        names = [str(number) for number in range(1, self._workers + 1)]
-        calls = [gevent.spawn(self.call_worker, name, command) for name in names]
+        """Call every worker of all nodes; return the answers. Raises: as `for_shard`."""
+        calls = [
+            gevent.spawn(self._call, home, command, "*") for home in self._placement.all_workers()
+        ]
         gevent.joinall(calls, raise_error=True)
         return [call.value for call in calls]
 
-    def call_worker(self, worker: str, command: Command) -> bytes:
+    def _call(self, home: ShardHome, command: Command, shard_id: str) -> bytes:
         """Call one worker; return its answer. Raises: as `for_shard`."""
-        caller = self._callers.get(worker)
+        if not home.is_here:
+            if self._remote is None or not home.cluster_url:
+                raise elsewhere_error(shard_id, home)
+            return self._remote.call(home, _encode(command))
+        caller = self._callers.get(home.worker)
         if caller is None:
-            caller = self._callers[worker] = Caller(
-                self._runtime.shards(worker), CHANNEL, self._random
+            caller = self._callers[home.worker] = Caller(
+                self._runtime.shards(home.worker), CHANNEL, self._random
             )
         return caller.call(_encode(command))
 
@@ -178,7 +186,7 @@ class ShardsClient:
             caller.close()
 
     def _check(self) -> None:
-        if not self._workers:
+        if not self._placement.has_workers:
             raise ShardsNotAvailable(
                 "This server runs no shards", hint="Set PYLON_SHARD_WORKERS to 1 or more"
             )

@@ -60,7 +60,10 @@ def make_shard(shard_id: str, params: str, token: str | None, dev: bool) -> None
 
 @shards.command("move")
 @click.argument("shard_id")
-@click.option("--to", "worker", help="Number of the worker. Default: the one its id maps to.")
+@click.option(
+    "--to", "worker",
+    help="The worker, as `shards list` shows it: 2, or NODE/2. Default: the one its id maps to.",
+)
 @_token_option
 @dev_flag
 @json_flag

@@ -57,7 +57,10 @@ def shard_schemas() -> dict[str, Schema]:
         "MatchStatus": {"oneOf": [
             obj({"status": {"const": "idle"}}),
             obj({"status": {"const": "queued"}, "position": _COUNT, "waiting_secs": _COUNT}),
-            obj({"status": {"const": "matched"}, "shard_id": _TEXT}),
+            obj(
+                {"status": {"const": "matched"}, "shard_id": _TEXT, "url": _TEXT},
+                ("status", "shard_id"),
+            ),
         ]},
     }
 

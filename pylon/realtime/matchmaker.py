@@ -120,7 +120,8 @@ class Matchmaker:
         self._queues: dict[_Key, dict[str, Ticket]] = {}
         self._key_by_player: dict[str, _Key] = {}
         self._matching: dict[str, Match] = {}  # by player, while the caller makes the shard
-        self._assigned: dict[str, tuple[str, float]] = {}  # player: shard id, end of reservation
+        # By player: the shard id, the end of the reservation, and the URL of the shard's node.
+        self._assigned: dict[str, tuple[str, float, str | None]] = {}
         self._numbers = 0
         self._failures: list[tuple[str, str]] = []
 
@@ -163,7 +164,8 @@ class Matchmaker:
         """Return ``{"status": "idle" | "queued" | "matched", ...}`` (spec/realtime.md §4.5)."""
         assigned = self._assigned.get(player)
         if assigned is not None and assigned[1] > now_s:
-            return {"status": "matched", "shard_id": assigned[0]}
+            status: dict[str, Any] = {"status": "matched", "shard_id": assigned[0]}
+            return status if assigned[2] is None else {**status, "url": assigned[2]}
         key = self._key_by_player.get(player)
         ticket = None if key is None else self._queues[key][player]
         match = self._matching.get(player)
@@ -181,7 +183,7 @@ class Matchmaker:
 
     def step(self, now_s: float, open_shards: Iterable[OpenShard] = ()) -> list[Match]:
         """Drop expired tickets, fill open shards and form groups; return the new matches."""
-        for player in [p for p, (_, until_s) in self._assigned.items() if until_s <= now_s]:
+        for player in [p for p, (_, until_s, _) in self._assigned.items() if until_s <= now_s]:
             del self._assigned[player]
         open_by_key: dict[_Key, list[OpenShard]] = {}
         for open_shard in open_shards:
@@ -198,8 +200,11 @@ class Matchmaker:
                 ticket.position = position
         return matches
 
-    def confirm_match(self, match: Match, now_s: float) -> list[str]:
+    def confirm_match(self, match: Match, now_s: float, url: str | None = None) -> list[str]:
         """Assign the players of a match whose shard exists and has reserved their places.
+
+        Args:
+            url: where the node of the shard takes connections; None: where every node does.
 
         Returns:
             The players who have not dequeued meanwhile.
@@ -208,7 +213,7 @@ class Matchmaker:
         for player in match.players:
             if self._matching.get(player) is match:
                 del self._matching[player]
-                self._assigned[player] = (match.shard_id, now_s + match.mode.seat_s)
+                self._assigned[player] = (match.shard_id, now_s + match.mode.seat_s, url)
                 assigned.append(player)
         return assigned
 

@@ -5,6 +5,11 @@ in its registry. One of them leads: it does the upkeep that only one is to do. N
 messages of one node to all others, for what is not in the database: the members of rooms, cursor
 hints, spent rates.
 
+A node with shards workers has a *lease*, which each heartbeat renews for `LEASE_S` by the clock of
+the database. The shards that its workers have claimed are theirs while it lasts. A lease that has
+ended is never renewed: the node takes another one, with another id, and the shards of the former
+are anybody's.
+
 News are delivered in order and at most once. A node that has missed news of another is told so
 (`NodesReport.lost`); it then asks for what it needs to know anew. Implemented by
 `pylon.storage.postgres.node_link`; used by `supervisor.nodes`.
@@ -18,7 +23,8 @@ import msgspec
 
 HEARTBEAT_S: Final = 2.0
 DEAD_AFTER_S: Final = 10.0  # without a heartbeat
-SHARDS_LEASE_S: Final = 8.0  # after its last heartbeat a node runs no shards; below DEAD_AFTER_S
+LEASE_S: Final = 10.0  # after the heartbeat that renewed it, by the clock of the database
+LEASE_MARGIN_S: Final = 2.0  # shards stop so long before the end, by the clock of the node
 SHARDS_ROLE: Final = "shards"
 NEWS_TICK_S: Final = 0.05  # news of this time leave together
 
@@ -35,6 +41,13 @@ class NodeFacts(msgspec.Struct, frozen=True):
     region: str = ""  # PYLON_REGION
     cluster_url: str = ""  # PYLON_CLUSTER_URL: where other nodes reach it; "": they cannot
     curve_key: str = ""  # the public half of the node's key pair, for that address
+
+
+class NodeLease(NamedTuple):
+    """The right of a node to run the shards that it has claimed under this id."""
+
+    id: str = ""
+    until_s: float = 0.0  # monotonic: its shards stop then
 
 
 class NewsMessage(NamedTuple):
@@ -70,8 +83,12 @@ class NodeLink(Protocol):
         """A secret of 16 bytes that all nodes of this store have; after `begin`."""
 
     @property
-    def shards_until_s(self) -> float:
-        """Until when (monotonic) this node may run shards, which one node does for all; 0: not."""
+    def facts(self) -> NodeFacts:
+        """What the other nodes know of this one."""
+
+    @property
+    def lease(self) -> NodeLease:
+        """The lease of this node. It ends by itself if the database does not answer."""
 
     @property
     def problem(self) -> str | None:
@@ -95,6 +112,10 @@ class NodeLink(Protocol):
         Args:
             body: JSON.
         """
+
+    def withdraw(self) -> None:
+        """Have the other nodes place no shard on this one from now on. It keeps its lease. Never
+        blocks."""
 
     def wake(self) -> None:
         """End the `receive` of another thread."""

@@ -34,6 +34,7 @@ from pylon.errors import PylonError
 from pylon.errors.wire import WireError
 from pylon.limiter import RateLimiter, RateTable
 from pylon.manifest_loader import parse_manifest
+from pylon.realtime.placement import Placement
 from pylon.rooms.service import RoomService
 from pylon.storage.interface import Store, WriteEngine
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
@@ -93,9 +94,10 @@ class DirectShards:
 
     def __init__(self, store: Store, writer: Any, clock: ManualClock, folder: Path) -> None:
         random = SystemRandom()
+        self._store = store
         self.registry = ShardRegistry(
             store, writer, clock, random, folder / "recordings", RateLimiter(RateTable(), clock),
-            worker="1", workers=1,
+            Placement(store, 1), worker="1",
         )
         matchmaking = Matchmaking(self, clock, lambda: False)  # type: ignore[arg-type]
         self._answers = ShardRpcHandlers("1", self.registry, matchmaking)
@@ -105,6 +107,9 @@ class DirectShards:
 
     def for_matchmaker(self, command: MatchCommand) -> bytes:
         return self._call(command)
+
+    def has_worker(self, name: str) -> bool:
+        return Placement(self._store, 1).has_worker(name)
 
     def broadcast(self, command: DescribeAll) -> list[bytes]:
         return [self._call(command)]

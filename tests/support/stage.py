@@ -33,6 +33,7 @@ from pylon.changelog.marks import HeadMarks, marks_path
 from pylon.clock import SystemClock, SystemRandom
 from pylon.manifest_loader import load_manifest
 from pylon.storage.events import ChangeBatch
+from pylon.storage.nodes import NodeFacts
 from pylon.storage.ops import (
     DropSession,
     InsertRow,
@@ -88,6 +89,15 @@ class Worker:
         return self.process.wait(WAIT_S)
 
 
+def node_report(
+    *others: NodeFacts, lease: str = "stage.1", until_s: float = math.inf
+) -> NodeState:
+    """What the supervisor of the node "stage" reports."""
+    roles = ("http", "ws", "sse", "shards")
+    own = NodeFacts("stage", "s", roles, "1", workers=dict.fromkeys(roles, 1))
+    return NodeState(False, "stage", (own, *others), lease, until_s)
+
+
 class Stage:
     """A database, a bus and the workers that a test starts."""
 
@@ -139,7 +149,7 @@ class Stage:
         )
         assert process.poll() is None, "the worker died"
         if self.config.database_url is not None:  # as the supervisor of a node that is alone
-            self.tell(NodeState(has_others=False, is_cut_off=False, shards_until_s=math.inf))
+            self.tell(node_report())
         return started
 
     def heartbeat(self, pid: int) -> bool:

@@ -37,6 +37,7 @@ from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
 from pylon.changelog.hint_journal import HintWriter
 from pylon.log import get_logger
+from pylon.realtime.placement import Placement
 from pylon.runtime.interpreter import freeze
 from workers.boot import boot, run_status
 from workers.http.roles import UPGRADED_ROLES
@@ -75,9 +76,10 @@ class HttpProcess:
         self._has_other_nodes = app.config.database_url is not None  # until it is known
         self._writer = WriterClient(runtime, app.clock)
         self._rooms = RoomsClient(runtime, app.random, lambda: self._has_other_nodes)
-        self._shards = ShardsClient(
-            runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
+        self._placement = Placement(
+            booted.reader_pool, app.config.workers_of("shards"), is_shared=self._has_other_nodes
         )
+        self._shards = ShardsClient(runtime, self._placement, app.random)
         self._merge_sandbox = MergeSandbox()
         self._hints = HintWriter(runtime.hints, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
@@ -158,6 +160,7 @@ class HttpProcess:
                 self._session_cache.forget()
             elif isinstance(signal_, NodeState):
                 self._has_other_nodes = signal_.has_others
+                self._placement.update(signal_.node, signal_.nodes)
 
 
 def _end_this_worker(greenlet: gevent.Greenlet[..., Any]) -> None:

@@ -6,16 +6,15 @@ PYLON_DATABASE_OUTAGE_S, the worker refuses new sockets and closes the open ones
 over `_SPREAD_S`, so that clients do not come back together. It admits clients again as soon as the
 database answers.
 
-One node runs the shards of all (`pylon.storage.nodes`). The report has the end of its lease, by the
-machine's monotonic clock.
+The report also has the nodes that live, and the lease of this one, which ends by the machine's
+monotonic clock (`pylon.storage.nodes`): parts that need them register with `on_report`.
 
-Invariant: until the first report there may be other nodes, and one of them may run the shards.
-Called by `workers.hub.service`, `admission`, `start_cursors` and `workers.shards.server`.
+Invariant: until the first report there may be other nodes, and this one has no lease. Called by
+`workers.hub.service`, `admission`, `start_cursors` and `workers.shards.server`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
@@ -38,13 +37,17 @@ _log = log.get_logger("sockets")
 class NodeState:
     """The newest report."""
 
-    __slots__ = ("has_others", "is_cut_off", "is_shared", "shards_until_s")
+    __slots__ = ("_callbacks", "has_others", "is_cut_off", "is_shared")
 
     def __init__(self, config: Config) -> None:
         self.is_shared = config.database_url is not None  # there are reports at all
         self.has_others = self.is_shared
         self.is_cut_off = False
-        self.shards_until_s = 0.0 if self.is_shared else math.inf
+        self._callbacks: list[Callable[[NodeStateSignal], None]] = []
+
+    def on_report(self, callback: Callable[[NodeStateSignal], None]) -> None:
+        """Call this with each report. It must not block."""
+        self._callbacks.append(callback)
 
     def watch(
         self, runtime: Runtime, hubs: Sequence[Hub], spawn: Callable[[Callable[[], NoReturn]], None]
@@ -64,7 +67,8 @@ class NodeState:
 
     def _take(self, report: NodeStateSignal, hubs: Sequence[Hub]) -> None:
         self.has_others = report.has_others
-        self.shards_until_s = report.shards_until_s
+        for callback in self._callbacks:
+            callback(report)
         if report.is_cut_off == self.is_cut_off:
             return
         self.is_cut_off = report.is_cut_off

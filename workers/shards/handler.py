@@ -38,10 +38,9 @@ from pylon.errors import (
     Unavailable,
 )
 from pylon.rates import address_subject, user_subject
-from pylon.realtime.placement import elsewhere_error, placement_of
+from pylon.realtime.placement import Placement, elsewhere_error
 from pylon.realtime.snapshots import Format
 from pylon.runtime.raw_socket import RawSocket
-from pylon.storage.interface import Store
 from workers.hub import refusals
 from workers.hub.admission import ConnectRequest, SubscriberAdmission
 from workers.hub.close_codes import NORMAL, POLICY, TRY_AGAIN_LATER
@@ -91,7 +90,7 @@ class ShardConnectionHandler:
     """`workers.hub.acceptor.UpgradeHandler` of the shards worker."""
 
     def __init__(
-        self, *, worker: str, workers: int, hops: int, store: Store, registry: ShardRegistry,
+        self, *, worker: str, hops: int, placement: Placement, registry: ShardRegistry,
         reconnect_tokens: ReconnectTokens, siblings: SocketSender, handshakes: protocol.Handshakes,
         admission: SubscriberAdmission, streams: Streams, random: RandomSource,
         entries: TunnelEntries | None = None,
@@ -99,9 +98,8 @@ class ShardConnectionHandler:
         """Args: `entries` serve clients of shards on other nodes; None: this node cannot."""
         self._entries = entries
         self._worker = worker
-        self._workers = workers
         self._hops = hops
-        self._store = store
+        self._placement = placement
         self._registry = registry
         self._reconnect_tokens = reconnect_tokens
         self._siblings = siblings
@@ -121,8 +119,12 @@ class ShardConnectionHandler:
             return self._open_stream(request, raw, early)
         handshake = self._handshakes.read(request, on_main_port=on_main_port)
         shard_id = handshake.parameters.get("shard", "")
-        if self._passed_on(shard_id, request, raw, early, on_main_port=on_main_port):
-            return None
+        refusal: SubscribeFailed | None = None
+        try:
+            if self._passed_on(shard_id, request, raw, early, on_main_port=on_main_port):
+                return None
+        except SubscribeFailed as ex:  # a close code is all that browsers can read
+            refusal = ex
         connect_request = ConnectRequest(
             handshake.address, handshake.token, None, early, handshake.answer
         )
@@ -130,6 +132,8 @@ class ShardConnectionHandler:
         try:
             if error is not None:
                 raise error
+            if refusal is not None:
+                raise refusal
             self._join_shard(connection, shard_id, handshake)
         except ShardNotFound as ex:
             connection.close(NO_SUCH_SHARD if shard_id else NO_SHARD_NAMED, ex.message)
@@ -176,7 +180,7 @@ class ShardConnectionHandler:
         came through a tunnel stays."""
         if isinstance(raw, TunnelSocket):
             return False
-        home = placement_of(shard_id, self._workers, self._store.point)
+        home = self._placement.find(shard_id)
         if not home.is_here:
             if self._entries is None or not home.cluster_url:
                 raise elsewhere_error(shard_id, home)

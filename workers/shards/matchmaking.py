@@ -1,9 +1,13 @@
 """Matchmaking: the matchmaker of `pylon.realtime`, with shards made for its matches.
 
-One process of the role runs it (`pylon.bus.shards.MATCHMAKER`). Once a second it forms groups. It
-makes a shard for each group in the process of the shard's id, with a place reserved for every
-player, and then informs the players. The queue ends with its process: players ask again when their
-status is `idle`. Called by `workers.shards.rpc_handlers`.
+One process of all nodes runs it (`pylon.realtime.placement.Placement.matchmaker`). Once a second
+it forms groups. It makes a shard for each group in the process of the shard's id, with a place
+reserved for every player, and then informs the players. The queue ends with its process: players
+ask again when their status is `idle`.
+
+Where nodes share a database, the process claims the matchmaker as it claims a shard (`leases`),
+with the first command. When the lease of its node ends, it drops the queue: another process has an
+empty one then. Called by `workers.shards.rpc_handlers`.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from pylon import log
 from pylon.bus.shards import DescribeAll, MakeShard, ShardsClient
@@ -19,7 +24,9 @@ from pylon.clock import NS_PER_S, Clock
 from pylon.errors import Draining, PylonError
 from pylon.realtime.kinds import modes
 from pylon.realtime.matchmaker import Match, Matchmaker, OpenShard
+from pylon.realtime.placement import MATCHMAKER
 from workers.shards.descriptions import decoded
+from workers.shards.leases import ShardLeases
 
 _PERIOD_S: Final = 1.0
 _NO_MODES_S: Final = 3_600.0
@@ -30,8 +37,14 @@ class Matchmaking:
     """Keeps the matchmaker going."""
 
     def __init__(
-        self, shards: ShardsClient, clock: Clock, is_draining: Callable[[], bool]
+        self, shards: ShardsClient, clock: Clock, is_draining: Callable[[], bool],
+        leases: ShardLeases | None = None,
     ) -> None:
+        """Args: `leases` are the claims of this process; None: no other node uses the store."""
+        self._leases = leases
+        self._claiming = BoundedSemaphore()
+        if leases is not None:
+            leases.on_lost(self._drop_queue)
         self._shards = shards
         self._clock = clock
         self._made = 0
@@ -39,6 +52,25 @@ class Matchmaking:
         self._open: dict[str, Match] = {}  # shards of modes with backfill, by id
         self._matchmaker = Matchmaker(self._modes, self._new_id)
         self._is_draining = is_draining
+
+    def claim(self) -> None:
+        """Make sure that this process runs the matchmaker of all nodes.
+
+        Raises:
+            SubscribeFailed: another process does, or this node has no lease.
+            Draining: the server is shutting down.
+            PylonError: the claim cannot be stored now.
+        """
+        leases = self._leases
+        if leases is None:
+            return
+        with self._claiming:
+            leases.check()
+            if leases.generation_of(MATCHMAKER) is None:
+                if self._is_draining():
+                    raise Draining("This server is shutting down", hint="Ask again in a moment")
+                leases.claim(MATCHMAKER, "")  # of no region, as its placement
+                _log.info("matchmaker.claimed")
 
     def enqueue(self, player: str, criteria: dict[str, Any]) -> dict[str, Any]:
         """Have a player wait; the player's status.
@@ -70,7 +102,7 @@ class Matchmaking:
             gevent.sleep(_NO_MODES_S)
         while True:
             gevent.sleep(_PERIOD_S)
-            if not self._is_draining():
+            if not self._is_draining() and self._is_claimed():
                 self.step()
 
     def step(self) -> None:
@@ -85,16 +117,32 @@ class Matchmaking:
         params = dict(match.params) if match.is_new else None
         command = MakeShard(match.shard_id, params, match.players, match.mode.seat_s)
         try:
-            self._shards.for_shard(command)
+            made = decoded(self._shards.for_shard(command))
         except PylonError as ex:  # they wait on; the next step tries again
             _log.warning("match.failed", shard=match.shard_id, code=ex.code, message=ex.message)
             self._matchmaker.requeue_match(match)
             self._open.pop(match.shard_id, None)
             return
-        players = self._matchmaker.confirm_match(match, self._clock.monotonic_s())
+        if not self._is_claimed():  # the lease has ended meanwhile: the players ask again
+            return
+        now_s = self._clock.monotonic_s()
+        players = self._matchmaker.confirm_match(match, now_s, made.get("url"))
         if match.mode.backfill and match.is_new:
             self._open[match.shard_id] = match
         _log.info("match.placed", shard=match.shard_id, mode=match.mode.name, players=len(players))
+
+    def _is_claimed(self) -> bool:
+        leases = self._leases
+        if leases is None:
+            return True
+        return leases.is_valid() and leases.generation_of(MATCHMAKER) is not None
+
+    def _drop_queue(self) -> None:
+        if len(self._matchmaker):
+            _log.warning("matchmaker.queue_dropped", players=len(self._matchmaker),
+                         hint="the lease of this node has ended; the players ask again")
+        self._matchmaker = Matchmaker(self._modes, self._new_id)
+        self._open.clear()
 
     def _openings(self) -> list[OpenShard]:
         """Return the free places of running matches, and forget matches that have ended."""

@@ -13,21 +13,28 @@ Reads of the store may switch greenlets (`Store.point`). So each is made again i
 unwritten state changed meanwhile, and nothing switches between its answer and the making of a
 shard.
 
+Where nodes share a database, the registry claims a shard before it makes it (`leases`), and
+releases it when it forgets it. When the lease of the node has ended it stops all shards
+(`release_all`). Their last states go to the state writer with the generations of their claims: the
+store takes each if nobody has claimed the shard meanwhile.
+
 Invariants: an id has one running shard in all processes. A process makes no shard that lives in
 another one, and it writes a move after the shard has stopped. While the registry drains it makes
-none. Where nodes share a database, one of them runs the shards of all; a registry of another node
-makes none, and one whose lease ends stops its shards and saves nothing more (`release_all`).
+none. A shard whose lease has ended does not tick (`Scheduler.may_step`), and of two claims of a
+shard only the later one stores states.
 Bounds: limits.SHARDS; `ShardQuota` for a client. Called by `workers.shards.handler`,
 `rpc_handlers` and `server`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from gevent.lock import BoundedSemaphore
 
 from pylon import limits, log, metrics
 from pylon.bus.writer_client import WriterClient
@@ -35,14 +42,15 @@ from pylon.clock import Clock, RandomSource
 from pylon.errors import Draining, LimitExceeded, ShardNotFound, SubscribeFailed
 from pylon.limiter import RateLimiter
 from pylon.realtime.kinds import Kind, kind_of
-from pylon.realtime.placement import home_of, home_of_stored
+from pylon.realtime.placement import Placement
 from pylon.realtime.replay import Recording
 from pylon.realtime.shard import Shard, Step
 from pylon.realtime.simulation import Saved
 from pylon.realtime.state import ShardContext
 from pylon.storage.interface import Store, read_settled
-from pylon.storage.records import StoredShard
-from workers.hub.close_codes import NORMAL
+from pylon.storage.records import StoredPlace, StoredShard
+from workers.hub.close_codes import NORMAL, SERVICE_RESTART
+from workers.shards.leases import ShardLeases
 from workers.shards.quota import ShardQuota
 from workers.shards.recordings import Recordings
 from workers.shards.scheduler import Scheduler
@@ -52,6 +60,7 @@ _FAILURE_EVERY_S: Final = 10.0  # inputs that fail are logged so often for each 
 _FINISHED: Final = "finished"
 _IDLE: Final = "idle"
 _REFUSED: Final = "nobody was let in"
+_LEASE_ENDED: Final = "the lease of this node has ended"
 _log = log.get_logger("shards")
 
 
@@ -60,23 +69,24 @@ class ShardRegistry:
 
     def __init__(
         self, store: Store, writer: WriterClient, clock: Clock, random: RandomSource,
-        recordings: Path, limiter: RateLimiter, *, worker: str, workers: int,
-        may_run: Callable[[], bool] = lambda: True,
+        recordings: Path, limiter: RateLimiter, placement: Placement, *, worker: str,
+        leases: ShardLeases | None = None,
     ) -> None:
         """
         Args:
-            may_run: whether this node is the one that runs shards now.
             recordings: the folder for recordings of kinds with `record_bytes`.
             limiter: the rate at which clients may make shards.
-            worker: the name of this process, one of `workers`.
+            worker: the name of this process on its node.
+            leases: the claims of this process; None: no other node uses the store.
         """
         self._store = store
         self._clock = clock
         self._random = random
         self._worker = worker
-        self._workers = workers
-        self.may_run = may_run
-        self._state_writer = ShardStateWriter(writer, may_run)
+        self._placement = placement
+        self._leases = leases
+        self._makers: dict[str, tuple[BoundedSemaphore, int]] = {}  # by shard id: see `_alone`
+        self._state_writer = ShardStateWriter(writer, self._lose)
         self._recordings = Recordings(recordings, clock)
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped shards: until when they are listed
@@ -85,7 +95,11 @@ class ShardRegistry:
         self._recording: dict[str, Recording] = {}
         self._failure_logged_s = -_FAILURE_EVERY_S
         self.draining = False
-        self.scheduler = Scheduler(clock, self._stepped)
+        self.scheduler = Scheduler(
+            clock, self._stepped, None if leases is None else leases.is_valid
+        )
+        if leases is not None:
+            leases.on_lost(lambda: self.release_all(SERVICE_RESTART, _LEASE_ENDED))
         metrics.SHARDS.labels("running").set_function(
             lambda: sum(shard.running for shard in self._shards.values())
         )
@@ -98,10 +112,9 @@ class ShardRegistry:
         """Return the time of all shards."""
         return self._clock.monotonic_s()
 
-    @property
-    def has_shards(self) -> bool:
-        """Whether any shard is here, running or just stopped."""
-        return bool(self._shards)
+    def has_shard(self, shard_id: str) -> bool:
+        """Return whether a shard is here, running or just stopped."""
+        return self._known(shard_id) is not None
 
     # --- Making and finding --------------------------------------------------------------
 
@@ -127,21 +140,23 @@ class ShardRegistry:
         kind = kind_of(shard_id)
         if kind is None:
             raise ShardNotFound(f'no such shard "{shard_id}"')
-        stored = self._read_stored(shard_id)
-        shard = self._known(shard_id)
-        if shard is not None:  # another greenlet has made it during the read
+        with self._alone(shard_id):
+            stored = self._read_stored(shard_id)
+            shard = self._known(shard_id)
+            if shard is not None:  # another greenlet has made it during the read
+                return shard
+            if not kind.config.on_demand and self._saved(shard_id, stored) is None:
+                raise ShardNotFound(
+                    f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
+                )
+            if self._quota.is_reached(subjects):
+                self._drop_expired()
+            self._quota.check(subjects)
+            with self._claimed(shard_id, stored) as stored:
+                shard = self._make(kind, shard_id, {}, stored)
+            self._unused.add(shard_id)
+            self._quota.add(shard_id, subjects)
             return shard
-        if not kind.config.on_demand and self._saved(shard_id, stored) is None:
-            raise ShardNotFound(
-                f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
-            )
-        if self._quota.is_reached(subjects):
-            self._drop_expired()
-        self._quota.check(subjects)
-        shard = self._make(kind, shard_id, {}, stored)
-        self._unused.add(shard_id)
-        self._quota.add(shard_id, subjects)
-        return shard
 
     def settle_join(self, shard: Shard, *, is_in: bool) -> None:
         """Note whether a subscriber was admitted.
@@ -186,12 +201,16 @@ class ShardRegistry:
             raise ShardNotFound(
                 f'no kind of shard for "{shard_id}"', hint="Register it with pylon.shard(name)"
             )
-        stored = None if self._running(shard_id) else self._read_stored(shard_id)
-        shard = self._running(shard_id)
-        if shard is not None:
-            return shard
-        self._forget(shard_id)
-        return self._make(kind, shard_id, params, stored)
+        with self._alone(shard_id):
+            stored = None if self._running(shard_id) else self._read_stored(shard_id)
+            shard = self._running(shard_id)
+            if shard is not None:
+                return shard
+            self._forget(shard_id)
+            region = params.get("region")
+            region = region if isinstance(region, str) else None
+            with self._claimed(shard_id, stored, region) as stored:
+                return self._make(kind, shard_id, params, stored)
 
     def _running(self, shard_id: str) -> Shard | None:
         """Return a running shard that a command may use; it stays without a subscriber."""
@@ -220,60 +239,63 @@ class ShardRegistry:
 
         Raises:
             ShardNotFound: there is none.
-            SubscribeFailed: another node runs the shards.
+            SubscribeFailed: it lives on another node, or this node has no lease.
             Unavailable: the shard has stopped, but its state is not deleted yet.
         """
         self._check_lease()
-        stored = None if self._known(shard_id) else self._read_stored(shard_id)
-        shard = self._known(shard_id)
-        if shard is None and self._saved(shard_id, stored) is None:
-            raise ShardNotFound(f'no such shard "{shard_id}"')
-        if shard is not None:
-            shard.stop(code, reason)
-            self.reschedule(shard)
+        with self._alone(shard_id):
+            stored = None if self._known(shard_id) else self._read_stored(shard_id)
+            shard = self._known(shard_id)
+            if shard is None and self._saved(shard_id, stored) is None:
+                raise ShardNotFound(f'no such shard "{shard_id}"')
+            if shard is None:
+                self._claim(shard_id)
+            else:
+                shard.stop(code, reason)
+                self.reschedule(shard)
+            self._put(Change(shard_id, None, keeps=False))
             self._forget(shard_id)
-        self._state_writer.put(Change(shard_id, None, keeps=False))
-        self._state_writer.settle(shard_id)
+            self._state_writer.settle(shard_id)
 
     def move(self, shard_id: str, home: str | None, code: int, reason: str) -> bool:
         """Move a shard to another worker. It stops here first, and is not made here again.
 
         Args:
-            home: the worker; None for the one that the id names.
+            home: the worker, as `Placement.has_worker` takes it; None: the one that the id names.
 
         Returns:
             Whether the shard ran here.
 
         Raises:
-            SubscribeFailed: the shard lives in another process already, or another node runs the
-                shards.
+            SubscribeFailed: the shard lives in another process already, or this node has no lease.
             Unavailable: the shard has stopped, but its placement is not stored yet.
         """
         self._check_lease()
-        self._check_home(shard_id, self._read_stored(shard_id))
-        target = home_of(shard_id, self._workers) if home is None else home
-        shard = self._known(shard_id)
-        saved = None
-        ran = shard is not None and shard.running and target != self._worker
-        if shard is not None and target != self._worker:
-            if shard.running:
-                saved = shard.save()
-            shard.stop(code, reason)
-            self.reschedule(shard)
-            self._forget(shard_id)
-        if saved is None:
-            pending = self._state_writer.pending(shard_id)
-            saved, keeps = (None, True) if pending is None else (pending.saved, pending.keeps)
-        else:
-            keeps = True
-        self._state_writer.put(Change(shard_id, saved, keeps=keeps, moves=True, home=home))
-        self._state_writer.settle(shard_id)
-        return ran
+        with self._alone(shard_id):
+            place = self._read_place(shard_id)
+            self._check_home(shard_id, place)
+            shard = self._known(shard_id)
+            if self._leases is not None and (shard is None or not shard.running):
+                self._forget(shard_id)
+                shard = None
+                self._claim(shard_id)
+            moves_away = self._placement.target(shard_id, home, place).name != self.name
+            ran = shard is not None and shard.running and moves_away
+            saved = shard.save() if shard is not None and ran else None
+            if shard is not None and moves_away:
+                shard.stop(code, reason)
+                self.reschedule(shard)
+            self._put(Change(shard_id, saved, moves=True, home=home))
+            if shard is None or moves_away:
+                self._forget(shard_id)
+            self._state_writer.settle(shard_id)
+            return ran
 
     def release_all(self, code: int, reason: str) -> None:
-        """Stop every shard without saving it: another node may run it from now on."""
-        self._state_writer.discard_all()
+        """Stop every shard: another node may run it from now on. Its last state is stored if none
+        does."""
         for shard in [shard for shard in self._shards.values() if shard.running]:
+            self._save(shard)
             shard.stop(code, reason)
             self.reschedule(shard)
         for shard_id in list(self._shards):
@@ -283,13 +305,17 @@ class ShardRegistry:
         """Step, save and stop every shard. Return how many states were not saved."""
         self.draining = True
         now_s = self.now_s()
+        may_step = self._leases is None or self._leases.is_valid()
         for shard in [shard for shard in self._shards.values() if shard.running]:
-            if shard.input_queue:
+            if shard.input_queue and may_step:
                 shard.step(max(now_s, shard.due_s() or now_s))
             if shard.running:
                 self._save(shard)
                 shard.stop(code, reason)
             self.reschedule(shard)
+        if self._leases is not None:  # so that other nodes need not wait for the end of the lease
+            for shard_id in self._leases.claimed_ids():
+                self._forget(shard_id)
         return self._state_writer.finish()
 
     # --- Internals -----------------------------------------------------------------------
@@ -315,7 +341,9 @@ class ShardRegistry:
             self._drop_expired()
         if len(self._shards) >= limits.SHARDS:
             raise SubscribeFailed(f"{limits.SHARDS} shards are here, and no more may be")
-        self._check_home(shard_id, stored)
+        if self._leases is None:
+            place = None if stored is None else StoredPlace(stored.home)
+            self._check_home(shard_id, place)
         saved = self._saved(shard_id, stored)
         if saved is None:
             context = ShardContext(shard_id, kind.name, params, self._random.below(1 << 63))
@@ -333,12 +361,97 @@ class ShardRegistry:
         self.reschedule(shard)
         return shard
 
+    @contextmanager
+    def _alone(self, shard_id: str) -> Iterator[None]:
+        """Exclude other greenlets that make or end this shard: a claim of one would outdate that of
+        another. On a store of one node they exclude nobody, since there are no claims."""
+        if self._leases is None:
+            yield
+            return
+        lock, users = self._makers.get(shard_id) or (BoundedSemaphore(), 0)
+        self._makers[shard_id] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            lock, users = self._makers[shard_id]
+            if users == 1:
+                del self._makers[shard_id]
+            else:
+                self._makers[shard_id] = (lock, users - 1)
+
+    @contextmanager
+    def _claimed(
+        self, shard_id: str, stored: StoredShard | None, region: str | None = None
+    ) -> Iterator[StoredShard | None]:
+        """Claim a shard for the block, which makes it; release it if the block fails.
+
+        Args:
+            stored: what the store had before the claim; it is all there is without leases.
+
+        Yields:
+            The shard as it is stored under the claim. Nothing switches afterwards.
+        """
+        if self._leases is None:
+            yield stored
+            return
+        if self.draining:
+            raise Draining("This server is shutting down", hint="Connect again")
+        self._claim(shard_id, region)
+        try:
+            yield self._read_stored(shard_id)
+        except BaseException:
+            self._forget(shard_id)
+            raise
+
+    def _claim(self, shard_id: str, region: str | None = None) -> None:
+        """Claim a shard that is not here. Without leases it needs none.
+
+        Raises:
+            SubscribeFailed: another worker has it.
+            Unavailable: an earlier change of it is not written yet.
+        """
+        if self._leases is not None:
+            self._leases.check()
+            self._state_writer.settle(shard_id)
+            self._leases.claim(shard_id, region)
+
     def _check_lease(self) -> None:
-        if not self.may_run():
-            raise SubscribeFailed(
-                "the shards run on another node of this server, or are on their way to this one",
-                hint="Connect again; a load balancer should send shards to one node",
-            )
+        if self._leases is not None:
+            self._leases.check()
+
+    @property
+    def name(self) -> str:
+        """The name of this worker in the store."""
+        return self._worker if self._leases is None else self._leases.name
+
+    def _lose(self, shard_id: str, generation: int) -> None:
+        """Stop a shard that another worker has claimed."""
+        leases = self._leases
+        if leases is None or leases.generation_of(shard_id) != generation:
+            return
+        leases.forget(shard_id)
+        shard = self._shards.get(shard_id)
+        if shard is not None:
+            shard.stop(SERVICE_RESTART, "moved to another node")
+            self.reschedule(shard)
+            self._forget(shard_id)
+
+    def _put(self, change: Change) -> None:
+        """Queue a change of a shard, under its claim."""
+        if self._leases is not None:
+            generation = self._leases.generation_of(change.shard_id)
+            if generation is None:
+                return  # it is another worker's by now
+            change = msgspec.structs.replace(change, generation=generation)
+        self._state_writer.put(change)
+
+    def _read_place(self, shard_id: str) -> StoredPlace | None:
+        """As `_read_stored`, for the placement alone."""
+        return read_settled(
+            self._store, lambda reader: reader.shard_place(shard_id),
+            lambda: (self._known(shard_id), self._state_writer.pending(shard_id)),
+        )
 
     def _read_stored(self, shard_id: str) -> StoredShard | None:
         """Return the shard as stored. May switch greenlets; the answer fits the memory then.
@@ -351,12 +464,14 @@ class ShardRegistry:
             lambda: (self._known(shard_id), self._state_writer.pending(shard_id)),
         )
 
-    def _check_home(self, shard_id: str, stored: StoredShard | None) -> None:
+    def _check_home(self, shard_id: str, place: StoredPlace | None) -> None:
         pending = self._state_writer.pending(shard_id)
         if pending is not None and pending.moves:
             raise SubscribeFailed("shard is being moved", hint="Connect again")
-        if home_of_stored(shard_id, self._workers, stored) != self._worker:
-            raise SubscribeFailed("shard lives in another process now", hint="Connect again")
+        if self._leases is None:  # else the claim decides
+            home = self._placement.of_stored(shard_id, place)
+            if home.worker != self._worker:
+                raise SubscribeFailed("shard lives in another process now", hint="Connect again")
 
     def _saved(self, shard_id: str, stored: StoredShard | None) -> Saved | None:
         pending = self._state_writer.pending(shard_id)
@@ -402,13 +517,13 @@ class ShardRegistry:
                 return
         self._ended[shard.id] = self.now_s() + limits.SHARD_KEPT_S
         if reason == _FINISHED:
-            self._state_writer.put(Change(shard.id, None, keeps=False))
+            self._put(Change(shard.id, None, keeps=False))
 
     def _save(self, shard: Shard) -> bool:
         """Write the state of a shard, if it has one. Return False if the shard failed of that."""
         saved = shard.save()
         if saved is not None:
-            self._state_writer.put(Change(shard.id, saved))
+            self._put(Change(shard.id, saved))
         return shard.traceback is None
 
     def _forget(self, shard_id: str) -> None:
@@ -416,6 +531,10 @@ class ShardRegistry:
         self._ended.pop(shard_id, None)
         self._unused.discard(shard_id)
         self._quota.remove(shard_id)
+        generation = None if self._leases is None else self._leases.forget(shard_id)
+        if generation is not None:
+            release = Change(shard_id, None, generation=generation, releases=True)
+            self._state_writer.put(release)
 
     def _drop_expired(self) -> None:
         now_s = self.now_s()

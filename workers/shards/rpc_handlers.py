@@ -33,10 +33,16 @@ class ShardRpcHandlers:
     """Executes commands in one process."""
 
     def __init__(
-        self, worker: str, registry: ShardRegistry, matchmaking: Matchmaking | None
+        self, worker: str, registry: ShardRegistry, matchmaking: Matchmaking | None,
+        shard_url: str | None = None,
     ) -> None:
-        """`matchmaking` is None in all processes but one."""
+        """
+        Args:
+            matchmaking: None if another process of this node runs it.
+            shard_url: told to the players of matches; None: they need not know it.
+        """
         self._worker = worker
+        self._shard_url = shard_url
         self._registry = registry
         self._matchmaking = matchmaking
 
@@ -52,9 +58,9 @@ class ShardRpcHandlers:
         registry = self._registry
         match command:
             case DescribeShard():
-                return description(registry.get(command.shard_id), self._worker)
+                return description(registry.get(command.shard_id), registry.name)
             case DescribeAll():
-                return [description(shard, self._worker) for shard in registry.list_shards()]
+                return [description(shard, registry.name) for shard in registry.list_shards()]
             case SubmitInput():
                 return {"accepted": True, "seq": self._submit(command)}
             case MakeShard():
@@ -71,6 +77,7 @@ class ShardRpcHandlers:
                 f"Shards worker {self._worker} does not run the matchmaker",
                 hint="Restart the server, so that all processes count the same shards workers",
             )
+        matchmaking.claim()
         match command:
             case Enqueue():
                 return matchmaking.enqueue(command.player, command.criteria)
@@ -102,4 +109,7 @@ class ShardRpcHandlers:
         if command.seats:
             shard.reserve(command.seats, registry.now_s() + command.seat_s)
             registry.reschedule(shard)
-        return description(shard, self._worker)
+        made = description(shard, registry.name)
+        if command.seats and self._shard_url is not None:
+            made["url"] = self._shard_url
+        return made

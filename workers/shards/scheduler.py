@@ -28,6 +28,7 @@ from pylon.realtime.shard import Shard, Step
 from workers.shards.alarm import Alarm, Guard
 
 _LONGEST_WAIT_S: Final = 3_600.0
+_MAY_NOT_S: Final = 0.25  # until it is asked again whether shards may tick
 _STALE_ABOVE: Final = 64
 _STEPS_A_TURN: Final = 64  # then sockets are looked after
 
@@ -35,8 +36,16 @@ _STEPS_A_TURN: Final = 64  # then sockets are looked after
 class Scheduler:
     """The clockwork of one process."""
 
-    def __init__(self, clock: Clock, stepped: Callable[[Shard, Step], None]) -> None:
-        """Args: `stepped` is told of each shard that has done a tick or has stopped."""
+    def __init__(
+        self, clock: Clock, stepped: Callable[[Shard, Step], None],
+        may_step: Callable[[], bool] | None = None,
+    ) -> None:
+        """
+        Args:
+            stepped: is called with each shard that has done a tick or has stopped.
+            may_step: whether shards may tick now; None: always.
+        """
+        self._may_step = may_step
         self._clock = clock
         self._stepped = stepped
         self._due: dict[Shard, float] = {}  # what of the heap is true
@@ -75,7 +84,9 @@ class Scheduler:
         while True:
             self.step_due()
             wait_s = _LONGEST_WAIT_S
-            if self._heap:
+            if self._may_step is not None and not self._may_step():
+                wait_s = _MAY_NOT_S
+            elif self._heap:
                 wait_s = self._heap[0][0] - self._clock.monotonic_s()
             if wait_s > 0:
                 self._wake.wait(wait_s)
@@ -92,7 +103,7 @@ class Scheduler:
                 heapq.heappop(self._heap)
                 continue
             now_s = self._clock.monotonic_s()
-            if due_s > now_s:
+            if due_s > now_s or (self._may_step is not None and not self._may_step()):
                 break
             heapq.heappop(self._heap)
             del self._due[shard]

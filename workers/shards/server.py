@@ -22,12 +22,12 @@ from pylon.auth.origin import origins
 from pylon.auth.response_headers import socket_headers
 from pylon.bus.calls import CallPort
 from pylon.bus.passing import SocketReceiver, SocketSender
-from pylon.bus.shards import CHANNEL, MATCHMAKER, ShardsClient
+from pylon.bus.shards import CHANNEL, ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import PylonError, StartRefused
 from pylon.realtime.app_module import load_app_module
 from pylon.realtime.kinds import kind_of, kinds
-from pylon.realtime.placement import home_of, placement_of
+from pylon.realtime.placement import Placement
 from workers.boot import EXIT_CONFIG, WorkerContext, boot
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import SubscriberAdmission
@@ -35,6 +35,7 @@ from workers.hub.close_codes import GOING_AWAY, SERVICE_RESTART
 from workers.hub.hub import Hub
 from workers.hub.service import Service
 from workers.shards.handler import MAIN_PORT, ShardConnectionHandler, Streams
+from workers.shards.leases import ShardLeases
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.reconnect_tokens import ReconnectTokens
 from workers.shards.registry import ShardRegistry
@@ -45,6 +46,7 @@ from workers.ws.transport import WebSocketTransport
 
 SIBLINGS: Final = "shards-sibling"
 _LEASE_CHECK_S: Final = 0.25
+_RESUME_EVERY_S: Final = 5.0
 _log = log.get_logger("shards")
 
 
@@ -64,16 +66,20 @@ def serve(booted: WorkerContext) -> NoReturn:
     store = booted.reader_pool
     workers = config.workers_of("shards")
     writer = WriterClient(booted.runtime, app.clock)
+    is_shared = config.database_url is not None
+    placement = Placement(store, workers, is_shared=is_shared)
+    leases = ShardLeases(writer, app.clock, booted.worker) if is_shared else None
     registry = ShardRegistry(
         store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
-        worker=booted.worker, workers=workers,
-        may_run=lambda: app.clock.monotonic_s() < admission.node.shards_until_s,
+        placement, worker=booted.worker, leases=leases,
     )
-    client = ShardsClient(booted.runtime, workers, store, app.random)
+    client = ShardsClient(booted.runtime, placement, app.random)
     matchmaking = None
-    if home_of(MATCHMAKER, workers) == booted.worker:
-        matchmaking = Matchmaking(client, app.clock, lambda: admission.draining)
-    answers = ShardRpcHandlers(booted.worker, registry, matchmaking)
+    if is_shared or placement.matchmaker().worker == booted.worker:
+        matchmaking = Matchmaking(client, app.clock, lambda: admission.draining, leases)
+    answers = ShardRpcHandlers(
+        booted.worker, registry, matchmaking, config.shard_url if is_shared else None
+    )
     port = CallPort(booted.runtime.shards(booted.worker), CHANNEL, answers.answer)
 
     cookie_name = session_cookie(config, app.manifest).name
@@ -89,7 +95,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     admission = SubscriberAdmission(booted, hub)
     admission.serve(streams)
     handler = ShardConnectionHandler(
-        worker=booted.worker, workers=workers, hops=config.trust_proxy_hops, store=store,
+        worker=booted.worker, hops=config.trust_proxy_hops, placement=placement,
         registry=registry, reconnect_tokens=ReconnectTokens(app.random),
         siblings=SocketSender(booted.runtime, SIBLINGS, workers),
         handshakes=protocol.Handshakes(
@@ -116,7 +122,8 @@ def serve(booted: WorkerContext) -> NoReturn:
     )
 
     def at_drain() -> None:
-        unsaved = registry.drain(GOING_AWAY, "server is going away")
+        code = GOING_AWAY if leases is None else SERVICE_RESTART  # another node goes on
+        unsaved = registry.drain(code, "server is going away")
         (_log.error if unsaved else _log.info)("shards.drained", unsaved=unsaved)
 
     service = Service(
@@ -128,25 +135,31 @@ def serve(booted: WorkerContext) -> NoReturn:
     service.spawn(port.run)
     if matchmaking is not None:
         service.spawn(matchmaking.run)
-    if admission.node.is_shared:
-        service.spawn(lambda: _follow_lease(booted, registry, workers))
+    if leases is None:
+        _resume_saved(booted, registry, placement)
     else:
-        _resume_saved(booted, registry, workers)
+        admission.node.on_report(lambda report: placement.update(report.node, report.nodes))
+        admission.node.on_report(leases.take_report)
+        service.spawn(lambda: _follow_lease(booted, registry, placement, leases))
     service.run()
 
 
-def _follow_lease(booted: WorkerContext, registry: ShardRegistry, workers: int) -> NoReturn:
-    """Bring saved shards back whenever this node begins to run the shards of all, and stop them
-    when it no longer may."""
-    runs = False
+def _follow_lease(
+    booted: WorkerContext, registry: ShardRegistry, placement: Placement, leases: ShardLeases
+) -> NoReturn:
+    """Stop all shards when the lease of this node has ended, and bring saved ones back that tick
+    when empty, also those of nodes that have ended."""
+    resume_at_s = 0.0
     while True:
-        may_run = registry.may_run()
-        if may_run and not runs:
-            _resume_saved(booted, registry, workers)
-        elif not may_run and registry.has_shards:
-            _log.warning("shards.released", hint="another node may run them from now on")
-            registry.release_all(SERVICE_RESTART, "moved to another node")
-        runs = may_run
+        now_s = booted.clock.monotonic_s()
+        if not leases.is_valid():
+            if leases.claimed_ids():
+                _log.warning("shards.released", hint="another node may run them from now on")
+                leases.lose_all()
+            resume_at_s = now_s
+        elif now_s >= resume_at_s and not registry.draining:
+            resume_at_s = now_s + _RESUME_EVERY_S
+            _resume_saved(booted, registry, placement)
         gevent.sleep(_LEASE_CHECK_S)
 
 
@@ -161,15 +174,21 @@ def _load(path: str | None) -> None:
     _log.info("app.loaded", path=path, shards=sorted(kinds()))
 
 
-def _resume_saved(booted: WorkerContext, registry: ShardRegistry, workers: int) -> None:
+def _resume_saved(
+    booted: WorkerContext, registry: ShardRegistry, placement: Placement
+) -> None:
     """Bring back the saved shards that live here and tick when empty."""
+    if not any(kind.config.tick_when_empty for kind in kinds().values()):
+        return
     store = booted.reader_pool
     try:
         for at_rest in store.point(lambda reader: reader.shards(limits.SHARDS)):
             kind = kind_of(at_rest.id)
-            if kind is None or not kind.config.tick_when_empty:
+            if kind is None or not kind.config.tick_when_empty or registry.has_shard(at_rest.id):
                 continue
-            home = placement_of(at_rest.id, workers, store.point)
+            if at_rest.is_held and at_rest.owner != registry.name:
+                continue
+            home = placement.find(at_rest.id)
             if home.is_here and home.worker == booted.worker:
                 registry.find_or_make(at_rest.id)
     except PylonError as ex:  # they come when somebody asks for them

@@ -22,6 +22,7 @@ from pylon.changelog.scope import parse_entities
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
+from pylon.realtime.placement import Placement
 from pylon.runtime.raw_socket import RawSocket
 from pylon.storage.related import StoredRelated
 from workers.boot import WorkerContext, boot
@@ -107,10 +108,11 @@ def serve(booted: WorkerContext) -> NoReturn:
     documents = Documents(
         app, booted.reader_pool, writer, booted.runtime, hub, booted.limiter
     )
-    shards = ShardsClient(
-        booted.runtime, app.config.workers_of("shards"), booted.reader_pool, app.random
+    placement = Placement(
+        booted.reader_pool, app.config.workers_of("shards"), is_shared=admission.node.is_shared
     )
-    matches = Matches(shards, booted.limiter)
+    admission.node.on_report(lambda report: placement.update(report.node, report.nodes))
+    matches = Matches(ShardsClient(booted.runtime, placement, app.random), booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
     stream = StreamScope(hub, app.rules, app.manifest)

@@ -114,14 +114,12 @@ class ShardMove:
     def on_post(self, req: falcon.Request, resp: falcon.Response, shard_id: str) -> None:
         services = self._services
         _require_admin(services, req)
-        workers = services.app.config.workers_of("shards")
-        if not workers:
-            raise _no_shards_error()
         worker = read_typed(req, services.requests, MOVE_SHARD).worker
-        names = [str(number) for number in range(1, workers + 1)]
-        if worker is not None and worker not in names:
+        if worker is not None and not services.shards.has_worker(worker):
             raise InvalidData(
-                f"worker is {worker!r}; it must be one of {', '.join(names)}",
+                f"worker is {worker!r}, which is no shards worker of this server: they have "
+                'numbers from "1" to PYLON_SHARD_WORKERS, behind the name of their node if it is '
+                'one of several ("node/1")',
                 hint="null moves the shard to where its id says",
             )
         send_text(resp, services.shards.for_shard(PlaceShard(shard_id, worker)))

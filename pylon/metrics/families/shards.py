@@ -36,3 +36,8 @@ SHARD_FRAMES: Final = Counter(
 SHARD_STOPS: Final = Counter(
     "pylon_shard_stops_total", "Shards that stopped, by reason.", ("reason",), registry=WORKER,
 )
+SHARD_SAVES_REFUSED: Final = Counter(
+    "pylon_shard_saves_refused_total",
+    "States of shards that were not stored, because another worker has claimed the shard.",
+    registry=WORKER,
+)

@@ -17,7 +17,6 @@ from pylon.storage.postgres.statements import Session
 WRITER: Final = "pylon writer"  # K: of a transaction that commits changes
 SCHEMA: Final = "pylon schema"  # of the session that migrates
 UPKEEP: Final = "pylon upkeep"  # of the session that leads retention and repairs
-SHARDS: Final = "pylon shards"  # of the session of the node that runs the shards
 
 
 def lock_key(session: Session, purpose: str) -> int:

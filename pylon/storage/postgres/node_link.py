@@ -7,10 +7,9 @@ lock `UPKEEP`; the others try for it every `_LEAD_S`. A leader that has lost its
 more, at once. So two nodes lead at most for the moment until a leader notices that its connection
 is dead, and what a leader does is harmless twice.
 
-One node runs the shards of all: the one whose connection holds the lock `SHARDS`. Two of them would
-do harm, so each heartbeat gives it a lease of `SHARDS_LEASE_S`, and the next node begins
-`DEAD_AFTER_S` after it got the lock: the lock cannot have been free before the last heartbeat of
-its former holder. It need not wait while no other node with that role is known to live.
+A node with shards workers has a lease, which its heartbeats renew (`registry`). By the monotonic
+clock of the node it lasts from the moment before the heartbeat was sent, and ends `LEASE_MARGIN_S`
+earlier than by the clock of the database. A node whose lease has ended takes another one.
 
 Queued news leave once in `NEWS_TICK_S`, the first at once. The connection does not wait for the
 disk (`synchronous_commit` off): nothing of it need survive a crash of the database. Bounds: of
@@ -30,6 +29,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Final
 
+import msgspec
 import psycopg
 
 from pylon import log, metrics
@@ -38,16 +38,18 @@ from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.nodes import (
     DEAD_AFTER_S,
     HEARTBEAT_S,
+    LEASE_MARGIN_S,
+    LEASE_S,
     NEWS_TICK_S,
-    SHARDS_LEASE_S,
     SHARDS_ROLE,
     NodeFacts,
+    NodeLease,
     NodesReport,
 )
 from pylon.storage.postgres import meta, registry
 from pylon.storage.postgres.channels import NEWS, channel_name
 from pylon.storage.postgres.connect import retry_pause_s
-from pylon.storage.postgres.locks import SHARDS, UPKEEP, lock_key
+from pylon.storage.postgres.locks import UPKEEP, lock_key
 from pylon.storage.postgres.news import NewsReader, NewsWriter
 from pylon.storage.postgres.statements import Statement
 from pylon.storage.postgres.wire import BlockingSession
@@ -55,12 +57,14 @@ from pylon.storage.postgres.wire import BlockingSession
 _SALT_BYTES: Final = 16
 _LEAD_S: Final = 5.0
 _STATEMENT_S: Final = 5.0
+_LEASE_RETRY_S: Final = 0.5
 _QUEUE_BYTES: Final = 8_388_608
 _FLUSH_BYTES: Final = 262_144  # of payloads in one transaction
 _NOTIFY: Final = "SELECT pg_notify($1, $2)"
 _TRY_LOCK: Final = "SELECT pg_try_advisory_lock($1)"
 BEAT_TOPIC: Final = "beat"
 END_TOPIC: Final = "end"
+_CHANGED_TOPIC: Final = "changed"  # the row of the node in the registry
 
 _log = log.get_logger("nodes")
 
@@ -74,15 +78,15 @@ class PostgresNodes:
     ) -> None:
         """Args: `connect` opens a connection; raises psycopg.Error or StoreUnavailable."""
         self._connect = connect
-        self._facts = facts
+        self.facts = facts
         self._clock = clock
         self._random = random
         self._session: BlockingSession | None = None
         self._channel = ""
         self._lead_key = 0
-        self._shards_key = 0
-        self._shards_from_s = 0.0  # this node holds the lock; it runs shards from this time
-        self._holds_shards = False
+        self._leases_taken = 0
+        self._has_shards = SHARDS_ROLE in facts.roles  # also after `withdraw`
+        self._is_changed = False  # since it was registered
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         self._queue: list[tuple[str, bytes]] = []
@@ -95,7 +99,7 @@ class PostgresNodes:
         self.others: tuple[NodeFacts, ...] = ()
         self.leads = False
         self.salt = b""
-        self.shards_until_s = 0.0
+        self.lease = NodeLease()
         self.problem: str | None = None
 
     def begin(self) -> None:
@@ -130,6 +134,8 @@ class PostgresNodes:
             self._wait(timeout_s, report)
             session = self._session
             if session is not None:
+                if self._is_changed:
+                    self._register_changes(session)
                 if self._clock.monotonic_s() >= self._beat_at_s:
                     self._beat(session)
                 self._flush(session)
@@ -139,6 +145,13 @@ class PostgresNodes:
             self._reader.silent_since(self._clock.monotonic_s() - DEAD_AFTER_S)
         )
         return report
+
+    def withdraw(self) -> None:
+        """See `NodeLink`."""
+        roles = tuple(role for role in self.facts.roles if role != SHARDS_ROLE)
+        self.facts = msgspec.structs.replace(self.facts, roles=roles)
+        self._is_changed = True
+        self.wake()
 
     def wake(self) -> None:
         """See `NodeLink`."""
@@ -153,7 +166,7 @@ class PostgresNodes:
             with suppress(psycopg.Error):
                 payloads = self._writer.pack([(END_TOPIC, b"null")])
                 session.pipeline(
-                    [registry.leave(self._facts), *self._notifications(payloads)],
+                    [registry.leave(self.facts), *self._notifications(payloads)],
                     timeout_s=_STATEMENT_S,
                 )
             session.close()
@@ -203,6 +216,8 @@ class PostgresNodes:
                     self._reader.forget(heard.incarnation)
                     report.news[:] = [n for n in report.news if n.incarnation != heard.incarnation]
                     report.gone.append(heard.incarnation)
+                elif item.topic == _CHANGED_TOPIC:
+                    self._beat_at_s = now_s  # which reads the registry
                 elif item.topic != BEAT_TOPIC:
                     report.news.append(item)
         return bool(arrived)
@@ -215,53 +230,73 @@ class PostgresNodes:
         """
         now_s = self._clock.monotonic_s()
         statements: list[Statement] = [
-            registry.beat(self._facts), registry.holder(self._facts), registry.others(self._facts),
+            registry.beat(self.facts), registry.holder(self.facts), registry.others(self.facts),
             *self._notifications(self._writer.pack([(BEAT_TOPIC, b"null")])),
         ]
+        place = len(statements) + 1
+        if self._has_shards:
+            statements += [registry.durable(), registry.renew(self.facts, self.lease.id)]
         tries_to_lead = not self.leads and now_s >= self._lead_at_s
         if tries_to_lead:
             statements.append((_TRY_LOCK, (self._lead_key,)))
             self._lead_at_s = now_s + _LEAD_S
         elif self.leads:
             statements.append(registry.tidy())
-        tries_shards = SHARDS_ROLE in self._facts.roles and not self._holds_shards
-        if tries_shards:
-            statements.append((_TRY_LOCK, (self._shards_key,)))
         results = session.pipeline(statements, timeout_s=_STATEMENT_S)
         self._beat_at_s = now_s + HEARTBEAT_S
         self.others = registry.read_others(results[2])
-        if tries_shards and results.pop().get_value(0, 0) == b"t":
-            self._holds_shards = True
-            self._shards_from_s = now_s + DEAD_AFTER_S
         if tries_to_lead and results[-1].get_value(0, 0) == b"t":
             self.leads = True
-            _log.info("nodes.leads", node=self._facts.name)
-        self._renew_shards(now_s)
+            _log.info("nodes.leads", node=self.facts.name)
         self._judge_name(session, has_row=results[0].ntuples > 0, has_holder=results[1].ntuples > 0)
-
-    def _renew_shards(self, beat_s: float) -> None:
-        """Set until when this node may run shards, after a heartbeat that was sent at `beat_s`."""
-        if not self._holds_shards:
+        if not self._has_shards:
             return
-        if not any(SHARDS_ROLE in other.roles for other in self.others):
-            self._shards_from_s = min(self._shards_from_s, beat_s)
-        if beat_s >= self._shards_from_s:
-            if not self.shards_until_s:
-                _log.info("nodes.runs_shards", node=self._facts.name)
-            self.shards_until_s = beat_s + SHARDS_LEASE_S
+        if results[place].ntuples:
+            self.lease = NodeLease(self.lease.id, now_s + LEASE_S - LEASE_MARGIN_S)
+        else:
+            self._take_lease(session)
+
+    def _take_lease(self, session: BlockingSession) -> None:
+        """Take another lease, unless another incarnation has the row.
+
+        Raises:
+            psycopg.Error
+        """
+        now_s = self._clock.monotonic_s()
+        self._leases_taken += 1
+        lease = f"{self.facts.incarnation}.{self._leases_taken}"
+        results = session.pipeline(
+            [registry.durable(), registry.take(self.facts, lease)], timeout_s=_STATEMENT_S
+        )
+        if results[1].ntuples:
+            self.lease = NodeLease(lease, now_s + LEASE_S - LEASE_MARGIN_S)
+            _log.info("nodes.lease_taken", node=self.facts.name, lease=lease)
+
+    def _register_changes(self, session: BlockingSession) -> None:
+        """Write the facts anew, and have the other nodes read them.
+
+        Raises:
+            psycopg.Error
+        """
+        self._is_changed = False
+        payloads = self._writer.pack([(_CHANGED_TOPIC, b"null")])
+        session.pipeline(
+            [registry.register(self.facts), *self._notifications(payloads)],
+            timeout_s=_STATEMENT_S,
+        )
 
     def _stop_leading(self) -> None:
-        """Forget the locks of a connection that is gone. The lease of the shards goes on."""
-        self.leads = self._holds_shards = False
+        """Forget the lock of a connection that is gone."""
+        self.leads = False
 
     def _judge_name(self, session: BlockingSession, *, has_row: bool, has_holder: bool) -> None:
         if not has_row and not has_holder:  # somebody has removed the row, or restored the database
-            session.pipeline([registry.register(self._facts)], timeout_s=_STATEMENT_S)
+            session.pipeline([registry.register(self.facts)], timeout_s=_STATEMENT_S)
         taken = not has_row and has_holder
         if taken and self.problem is None:
-            _log.error("nodes.name_taken", node=self._facts.name,
+            _log.error("nodes.name_taken", node=self.facts.name,
                        hint="two servers have one name: set another PYLON_NODE for one of them")
-        self.problem = f"another node has the name {self._facts.name}" if taken else None
+        self.problem = f"another node has the name {self.facts.name}" if taken else None
 
     def _flush(self, session: BlockingSession) -> None:
         """Send the queued news, if it is time.
@@ -300,9 +335,8 @@ class PostgresNodes:
             session.execute_script("SET synchronous_commit = off", timeout_s=_STATEMENT_S)
             self._channel = channel_name(session, NEWS)
             self._lead_key = lock_key(session, UPKEEP)
-            self._shards_key = lock_key(session, SHARDS)
             session.execute_script(f'LISTEN "{self._channel}"', timeout_s=_STATEMENT_S)
-            session.pipeline([registry.register(self._facts)], timeout_s=_STATEMENT_S)
+            session.pipeline([registry.register(self.facts)], timeout_s=_STATEMENT_S)
             lineage = meta.get(session, "lineage") or ""
             self.salt = blake2b(lineage.encode(), digest_size=_SALT_BYTES, person=b"rates").digest()
         except BaseException:
@@ -326,12 +360,14 @@ class PostgresNodes:
             self._session.close()
             self._session = None
         if self.leads:
-            _log.warning("nodes.leads_no_more", node=self._facts.name)
+            _log.warning("nodes.leads_no_more", node=self.facts.name)
         self._stop_leading()
         if not self._failures:
             _log.warning("nodes.disconnected", error=type(error).__name__,
                          hint="rooms go on with the members of this node; it tries again until the "
                          "database answers")
         pause_s = retry_pause_s(self._failures, self._random.uniform)
+        if self._clock.monotonic_s() < self.lease.until_s:  # shards stop if it is not renewed
+            pause_s = min(pause_s, _LEASE_RETRY_S)
         self._failures += 1
         self._retry_at_s = self._clock.monotonic_s() + pause_s

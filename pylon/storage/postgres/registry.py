@@ -2,7 +2,12 @@
 
 Heartbeats and their ages come from the database's clock, so nodes whose clocks differ agree on who
 lives. Two nodes must not have one name: the later start takes the row, and the other one sees that
-it has lost it. Called by `node_link`, on its connection.
+it has lost it.
+
+The row has the node's lease on the shards that its workers have claimed (`pylon.storage.nodes`).
+One row for a node, and not one for each shard: a heartbeat costs the same with 20,000 shards.
+`shards.CLAIM` locks the row before it judges the lease, and so does a heartbeat. So a lease that a
+claim has found ended is not renewed afterwards. Called by `node_link`, on its connection.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from typing import Final
 import msgspec
 from psycopg.pq.abc import PGresult
 
-from pylon.storage.nodes import DEAD_AFTER_S, NodeFacts
+from pylon.storage.nodes import DEAD_AFTER_S, LEASE_S, NodeFacts
 from pylon.storage.postgres.statements import Statement
 
 _FRESH: Final = f"seen_at > clock_timestamp() - interval '{DEAD_AFTER_S:g} seconds'"
@@ -24,9 +29,22 @@ _REGISTER: Final = """
         version = excluded.version, manifest = excluded.manifest, workers = excluded.workers,
         region = excluded.region, cluster_url = excluded.cluster_url,
         curve_key = excluded.curve_key, started_at = excluded.started_at,
-        seen_at = excluded.seen_at"""
+        seen_at = excluded.seen_at, lease_until = CASE
+            WHEN _pylon_nodes.incarnation = excluded.incarnation THEN _pylon_nodes.lease_until
+        END"""
 _BEAT: Final = (
     "UPDATE _pylon_nodes SET seen_at = clock_timestamp() WHERE node = $1 AND incarnation = $2 "
+    "RETURNING 1"
+)
+# A crash of the server may not take a renewal back: others would claim too early.
+_DURABLE: Final = "SELECT set_config('synchronous_commit', 'on', true)"
+_UNTIL: Final = f"lease_until = clock_timestamp() + interval '{LEASE_S:g} seconds'"
+_RENEW: Final = (
+    f"UPDATE _pylon_nodes SET {_UNTIL} WHERE node = $1 AND incarnation = $2 AND lease = $3 "
+    "AND lease_until > clock_timestamp() RETURNING 1"
+)
+_TAKE: Final = (
+    f"UPDATE _pylon_nodes SET lease = $3, {_UNTIL} WHERE node = $1 AND incarnation = $2 "
     "RETURNING 1"
 )
 _OTHERS: Final = (
@@ -51,6 +69,23 @@ def register(facts: NodeFacts) -> Statement:
 def beat(facts: NodeFacts) -> Statement:
     """Return the statement of a heartbeat; it returns a row if the node still has its row."""
     return _BEAT, (facts.name, facts.incarnation)
+
+
+def durable() -> Statement:
+    """Return the statement that makes the rest of its transaction survive a crash."""
+    return _DURABLE, ()
+
+
+def renew(facts: NodeFacts, lease: str) -> Statement:
+    """Return the statement that renews a lease; it returns a row if the lease has not ended. The
+    transaction has locked the row already, by `beat`."""
+    return _RENEW, (facts.name, facts.incarnation, lease)
+
+
+def take(facts: NodeFacts, lease: str) -> Statement:
+    """Return the statement that gives the node another lease; it returns a row if the node has its
+    row."""
+    return _TAKE, (facts.name, facts.incarnation, lease)
 
 
 def others(facts: NodeFacts) -> Statement:
