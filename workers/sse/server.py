@@ -1,7 +1,8 @@
 """The sse worker: changes as server-sent events, on its own port (spec/realtime.md §3).
 
 GET opens a stream on any path; ``?entities=`` gives it a scope. OPTIONS is answered as a preflight,
-HEAD with the stream's headers, every other method with 405. Started by `workers.sse.__main__`.
+HEAD with the stream's headers, every other method with 405. Started by
+`workers.template` (`pylon.roles`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ws worker: changes over WebSocket, on its own port and on the main one (spec/realtime.md §2).
 
 HTTP workers accept upgrades of ``/api/sync/ws`` on the main port, and pass them to the ws workers
-(`pylon.bus.passing`). Started by `workers.ws.__main__`.
+(`pylon.bus.passing`). Started by `workers.template` (`pylon.roles`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ in the row's header, so it reads no image. The object stores one
 mark for each page: its last seq, and the bytes of all events up to it. It derives the pruned bytes
 from the oldest seq, so pruning steps need not report them.
 
-Invariant: `total_bytes` is too large by at most one page. Bound: a mark for each
+Invariant: `count` returns at most one page too many bytes. Bound: a mark for each
 `_PAGE_EVENTS` events or `_PAGE_BYTES`. Called by the flusher's thread.
 """
 

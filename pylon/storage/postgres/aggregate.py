@@ -1,8 +1,8 @@
-"""Aggregates: what PostgreSQL writes of a figure in its own way (`pylon.storage.sql.aggregate`).
+"""Aggregates: PostgreSQL's SQL for a figure of an aggregate (`pylon.storage.sql.aggregate`).
 
 Sums of whole numbers and of decimals are exact there (numeric). A sum of doubles that no double can
-hold fails; `REACHING` adds the doubles as exact numbers then. Values come as text. Called by
-`reader`.
+hold fails; the second dialect of `aggregates_of` adds the doubles as exact numbers then. Values
+come as text. Called by `reader`.
 """
 
 from __future__ import annotations

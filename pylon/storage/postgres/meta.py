@@ -4,7 +4,7 @@ Keys: `lineage` (made with the database, kept by its backups), `schema_format` a
 `pylon.storage.postgres.schema.history`), `shape:<Entity>` (see
 `pylon.storage.postgres.schema.backfill`), `search:<Entity>` (see
 `pylon.storage.postgres.schema.search`), `references` (see `pylon.manifest.references`),
-`constraints:<Entity>` (see `pylon.storage.postgres.schema.broken_rows`), `document_rules:<Entity>`
+`constraints:<Entity>` (see `pylon.storage.core.broken_rows`), `document_rules:<Entity>`
 (see `pylon.storage.core.stored_documents`).
 """
 
