@@ -2,7 +2,8 @@
 
 The steps, in this order:
 
-1. /readyz answers 503, so that load balancers choose other servers.
+1. /readyz answers 503, so that load balancers choose other servers. Other nodes place no shard on
+   this one.
 2. No worker accepts new connections.
 3. The HTTP workers end, then the shards workers, then the ws and sse workers.
 4. The rooms and the writer end, which have no clients by then.
@@ -78,6 +79,8 @@ class Drain:
         delay_s = 0.0 if self._keeps_ports else self._parts.config.drain_delay_s
         self._publish_step("announced", delay_s=delay_s)
         self._loop.draining = True
+        if self._parts.nodes is not None:
+            self._parts.nodes.withdraw()
         self._parts.notifier.stopping()
         self._parts.notifier.status("draining")
         self._loop.report()

@@ -115,6 +115,11 @@ def test_a_node_that_withdraws_gets_no_new_shard_and_is_still_reached() -> None:
     assert {home.name for home in made.all_workers()} == {"a/1", "a/2", "b/1", "b/2"}
 
 
+def test_the_last_node_places_shards_until_it_ends() -> None:
+    made = placement("a", node("a", places=False))
+    assert {made.of_stored(shard_id, None).node for shard_id in IDS} == {"a"}
+
+
 def test_a_node_without_shards_workers_is_no_home() -> None:
     made = placement("web", node("web", 0), node("a"))
     assert {made.of_stored(shard_id, None).node for shard_id in IDS} == {"a"}

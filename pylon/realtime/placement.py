@@ -83,7 +83,8 @@ class Placement:
                 self._region = facts.region
             if facts.workers.get(SHARDS_ROLE, 0):
                 self._living[facts.name] = facts
-        self._nodes = {n: facts for n, facts in self._living.items() if SHARDS_ROLE in facts.roles}
+        taking = {n: facts for n, facts in self._living.items() if SHARDS_ROLE in facts.roles}
+        self._nodes = taking or self._living  # the last node serves until it ends
 
     def find(self, shard_id: str, region: str | None = None) -> ShardHome:
         """Return the worker that runs a shard. May switch greenlets, as `Store.point` does.
