@@ -135,6 +135,20 @@ def test_a_member_whose_socket_is_elsewhere_leaves_with_it(pair: Pair) -> None:
     assert a.room("r") == b.room("r") == {}
 
 
+def test_late_news_of_a_socket_end_no_join_that_came_after_it(pair: Pair) -> None:
+    a, b = pair.nodes
+    a.ask(join("r", "ann", 1))
+    pair.exchange()
+    b.ask(Subscribe("r", "ann", 1))
+    late = b.tell()
+    b.ask(SocketClosed(1))
+    late += b.tell()
+    a.ask(join("r", "ann", 2))  # its client has come back before `a` heard of the socket
+    a.hear(b, late)
+    pair.exchange()
+    assert a.room("r") == b.room("r") == {"ann": 2}
+
+
 def test_a_member_that_polls_elsewhere_stays_when_its_socket_closes(pair: Pair) -> None:
     a, b = pair.nodes
     a.ask(join("r", "ann"), Subscribe("r", "ann", 1))
