@@ -126,7 +126,7 @@ class Fleet:
 
     def trial(
         self, name: str, fault: Callable[[], int | None], longest_wait_s: float,
-        others_wait_s: float | None = None,
+        others_wait_s: float | None = None, revoked_s: float = REVOKED_S,
     ) -> list[str]:
         """Let a fault happen under load; return what is wrong afterwards.
 
@@ -134,6 +134,8 @@ class Fleet:
             fault: returns the number of the node that it happened to, or None.
             longest_wait_s: for the acknowledgement of a write, with its repetitions elsewhere.
             others_wait_s: the same, of writes that were sent to other nodes only.
+            revoked_s: for the close of the sockets of a session that ended during the fault, after
+                all nodes are ready.
         """
         self._trials += 1
         begin_s = time.monotonic()
@@ -144,7 +146,7 @@ class Fleet:
         victim = fault()
         self.attendance.cut_visitors()
         ready_s = self.wait_ready()
-        problems = ending.problems(within_s=REVOKED_S)
+        problems = ending.problems(within_s=revoked_s)
         resumed_s = self.load.wait_for_progress()
         problems += self.check()
         waits = [(longest_wait(self.load.ops, begin_s), longest_wait_s)]
@@ -156,7 +158,7 @@ class Fleet:
         waited = ", ".join("none" if op is None else f"{op.wait_s:.2f} s" for op, _ in waits)
         print(f"{name}: ready after {ready_s:.1f} s, all writers write after {resumed_s:.1f} s; the"
               f" longest wait for an acknowledgement (anywhere, on other nodes): {waited}; the"
-              f" trial took {time.monotonic() - begin_s:.1f} s")
+              f" trial took {time.monotonic() - begin_s:.1f} s", *problems, sep="\n  ")
         return problems
 
     def check(self) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 import websocket
 
 from tests.nodes.fleet import Node
+from tests.nodes.roamer import open_admitted
 from tests.nodes.test_two_nodes import connect, insert, read_until
 from tests.support import stores
 from tests.support.manifests import notes_app
@@ -91,7 +92,10 @@ def test_a_long_outage_closes_sockets_until_the_database_answers(
     node: Node, database: PostgresServer
 ) -> None:
     token, user_id = node.guest()
-    sockets = [connect(node, token) for _ in range(5)]
+    # A socket that is not admitted yet would be closed at once: it needs the database.
+    sockets = [open_admitted(node, token, WAIT_S) for _ in range(5)]
+    for ws in sockets:
+        ws.settimeout(WAIT_S)
     database.stop("fast")
     try:
         for ws in sockets:
