@@ -26,6 +26,8 @@ from workers.hub.close_codes import TRY_AGAIN_LATER
 from workers.hub.sessions import SESSION_ENDED
 from workers.ws import frames
 
+ESTABLISHED = "01"  # in /proc/net/tcp
+SWEEPS_S = 1.5  # two looks at the sessions (`workers.hub.sessions`)
 PONG_S = 2.0  # a worker whose loop stands still takes longer; PostgreSQL's limits are above it
 
 
@@ -69,14 +71,29 @@ def written(stage: Stage) -> ChangeBatch:
 
 def wait_admitted(worker: Worker, token: str) -> WebSocketClient:
     """Connect until the worker admits the client."""
-    while True:
+
+    def try_connect() -> WebSocketClient | None:
         client = WebSocketClient(worker.port, token=token)
         client.send_frame(frames.PING, b"in?")
         opcode, data = client.read_control()
         if opcode != frames.CLOSE:
             return client
         assert int.from_bytes(data[:2], "big") == TRY_AGAIN_LATER
-        time.sleep(0.05)
+        client.close()
+        return None
+
+    client = wait_until("the worker admits the client", try_connect)
+    assert client is not None
+    return client
+
+
+def count_connections(port: int) -> int:
+    """Return how many connections the listener of a port has, accepted or not."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return sum(
+        fields[1].endswith(f":{port:04X}") and fields[3] == ESTABLISHED
+        for fields in map(str.split, lines)
+    )
 
 
 def test_sockets_outlive_an_outage_of_the_database(
@@ -108,9 +125,9 @@ def test_sockets_outlive_an_outage_of_the_database(
         stranger = WebSocketClient(worker.port, token="x" + token[1:])
         assert stranger.read_close() == (TRY_AGAIN_LATER, "STORE_UNAVAILABLE")
         assert time.monotonic() - began_s < PONG_S
-        assert ping(ada) < PONG_S
-        time.sleep(2.0)  # two sweeps of the sessions
-        assert ping(ada) < PONG_S
+        until_s = time.monotonic() + SWEEPS_S
+        while time.monotonic() < until_s:  # also while the worker looks for ended sessions
+            assert ping(ada) < PONG_S
     finally:
         postgres_server.start()
     newcomer = wait_admitted(worker, token)
@@ -131,8 +148,10 @@ def test_a_database_that_hangs_stops_no_socket(
         jobs = [
             threads.submit(WebSocketClient, worker.port, token=token) for token in tokens
         ]
+        wait_until(
+            "all have connected", lambda: count_connections(worker.port) == len(tokens) + 1
+        )
         for _ in range(6):
-            time.sleep(0.2)
             assert ping(watcher) < PONG_S
         assert not any(job.done() for job in jobs)
     clients = [job.result(60) for job in jobs]

@@ -18,17 +18,25 @@ from pylon.errors import QueryTimeout, StoreUnavailable
 from pylon.storage.postgres.connect import Limits, open_session, translate
 from pylon.storage.postgres.scanners import Scanners, wait_in_loop
 from pylon.storage.postgres.wire import BlockingSession
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PostgresServer, count_running
+from tests.support.wait import run_greenlets_until
+
+HOLD = "SELECT pg_sleep(4)"  # below the limit of a statement; ended before by a kill
 
 
 def connect(url: str, timeout_s: float = 10.0) -> BlockingSession:
     try:
         return open_session(
-            url, "reader", "test", SystemClock(), Limits(statement_ms=5_000), writes=False,
+            url, "reader", node_of(url), SystemClock(), Limits(statement_ms=5_000), writes=False,
             timeout_s=timeout_s, wait=wait_in_loop,
         )
     except psycopg.Error as error:
         raise translate(error) from error
+
+
+def node_of(url: str) -> str:
+    """A node's name for the connections of one test: that of its schema."""
+    return url.rpartition("%3D")[2][-20:].replace("_", "-")
 
 
 def make_scanners(url: str, connections: int = 3, clock: Any = None) -> Scanners:
@@ -58,13 +66,13 @@ def run(text: str) -> Callable[[Any], bytes | None]:
 
 
 def count_connections(url: str) -> int:
-    session = connect(url)
-    found = session.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pylon-reader/test' "
-        "AND pid <> pg_backend_pid()"
-    )
-    session.close()
-    return int(found.get_value(0, 0) or 0)
+    with psycopg.connect(url) as conn:
+        found = conn.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s",
+            (f"pylon-reader/{node_of(url)}",),
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
 
 
 def test_other_greenlets_run_during_a_scan(scanners: Scanners) -> None:
@@ -88,27 +96,28 @@ def test_a_scanner_is_opened_when_no_other_is_free(scanners: Scanners, postgres_
         assert scanners.scan(run("SELECT 1"), "a") == b"1"
     assert count_connections(postgres_url) == 1
     jobs = [gevent.spawn(scanners.scan, run("SELECT pg_sleep(0.3)"), name) for name in "abcdef"]
-    gevent.sleep(0.2)
-    assert count_connections(postgres_url) == 3
+    run_greenlets_until("three scans run", lambda: count_connections(postgres_url) == 3)
     gevent.joinall(jobs, timeout=20)
     assert all(job.successful() for job in jobs)
+    assert count_connections(postgres_url) == 3
 
 
-def test_one_caller_leaves_a_scanner_to_the_others(scanners: Scanners) -> None:
-    greedy = [gevent.spawn(scanners.scan, run("SELECT pg_sleep(1)"), "greedy") for _ in range(10)]
-    gevent.sleep(0.05)
-    began_s = time.monotonic()
+def test_one_caller_leaves_a_scanner_to_the_others(
+    scanners: Scanners, postgres_url: str
+) -> None:
+    greedy = [gevent.spawn(scanners.scan, run(f"{HOLD} -- greedy"), "greedy") for _ in range(10)]
+    run_greenlets_until("it has all it gets", lambda: count_running(postgres_url, "greedy") == 2)
     assert scanners.scan(run("SELECT 1"), "modest") == b"1"
-    assert time.monotonic() - began_s < 0.9
+    assert not any(job.ready() for job in greedy)
     gevent.killall(greedy)
 
 
 def test_a_scan_waits_for_its_turn_only_so_long(
-    scanners: Scanners, monkeypatch: pytest.MonkeyPatch
+    scanners: Scanners, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "READ_TIMEOUT_S", 0.1)
-    jobs = [gevent.spawn(scanners.scan, run("SELECT pg_sleep(1)"), name) for name in "abc"]
-    gevent.sleep(0.05)
+    jobs = [gevent.spawn(scanners.scan, run(f"{HOLD} -- turn"), name) for name in "abc"]
+    run_greenlets_until("all are taken", lambda: count_running(postgres_url, "turn") == 3)
     with pytest.raises(QueryTimeout):
         scanners.scan(run("SELECT 1"), "d")
     gevent.killall(jobs)
@@ -126,15 +135,9 @@ def test_a_killed_scan_is_cancelled_before_its_connection_is_used_again(
     scanners: Scanners, postgres_url: str
 ) -> None:
     job = gevent.spawn(scanners.scan, run("SELECT pg_sleep(30)"), "a")
-    gevent.sleep(0.2)
+    run_greenlets_until("it runs", lambda: count_running(postgres_url, "pg_sleep(30)") == 1)
     job.kill(timeout=10)
-    other = connect(postgres_url)
-    running = other.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%sleep(30)' "
-        "AND pid <> pg_backend_pid()"
-    )
-    assert running.get_value(0, 0) == b"0"
-    other.close()
+    assert count_running(postgres_url, "pg_sleep(30)") == 0
     assert scanners.scan(run("SELECT 1"), "a") == b"1"
     assert count_connections(postgres_url) == 1
 
@@ -162,8 +165,7 @@ def test_a_scanner_closes_after_a_time_without_scans(postgres_url: str) -> None:
     assert count_connections(postgres_url) == 1
     clock.advance(2)
     scanners.close_expired()
-    gevent.sleep(0.1)
-    assert count_connections(postgres_url) == 0
+    run_greenlets_until("it is closed", lambda: count_connections(postgres_url) == 0)
     assert scanners.scan(run("SELECT 1"), "a") == b"1"
     scanners.close()
 

@@ -220,6 +220,17 @@ def _remove_left_over(place: Path) -> None:
             os.close(file)
 
 
+def count_running(url: str, text: str) -> int:
+    """Return how many statements that contain `text` other connections execute."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        found = conn.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND strpos(query, %s) > 0"
+            " AND pid <> pg_backend_pid()", (text,)
+        ).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
 def make_schema(url: str) -> str:
     """Make an empty schema in the database, and return the URL whose connections work in it."""
     name = f"test_{os.getpid()}_{next(_ids)}"
