@@ -25,8 +25,8 @@ class Member:
     """A member of one room."""
 
     __slots__ = (
-        "data", "is_here", "join_stamp", "joined_at_s", "network", "parts", "peer", "polled_s", "sockets",
-        "stamp", "user_id",
+        "data", "is_here", "join_stamp", "joined_at_s", "network", "parts", "peer", "polled_s",
+        "sockets", "stamp", "user_id",
     )
 
     def __init__(self, user_id: str, network: str) -> None:
