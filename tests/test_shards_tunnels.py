@@ -1,13 +1,8 @@
-"""Tunnels of shards workers: a client of one node, served by the other, byte for byte.
-
-The owner's side is a hub with the transports of the shards worker, over `TunnelSocket`s.
-"""
+"""Tunnels of shards workers: a client of one node, served by the other, byte for byte."""
 
 from __future__ import annotations
 
-import base64
 import json
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,200 +10,23 @@ import gevent
 import pytest
 
 from pylon import limits
-from pylon.auth.origin import Origins
-from pylon.auth.sessions import ANONYMOUS_CALLER
-from pylon.errors import AuthRequired, PylonError, SocketLimit, Unavailable
-from pylon.runtime.raw_socket import RawSocket, take_over
-from tests.support.cluster import Nodes
+from pylon.errors import SocketLimit, Unavailable
+from tests.support.tunnels import STREAM, UPGRADE, Client, TunnelStage, masked
 from tests.support.wait import run_greenlets_until
-from workers.hub.connection import ClientSocket, Connection
 from workers.hub.hub import Hub
-from workers.hub.request import Request, parse
-from workers.shards.tunnel_entries import EntryTransport, TunnelEntries
-from workers.shards.tunnel_exits import ShardExits, TunnelSocket
-from workers.sse.stream import RETRY, EventStreamTransport
-from workers.ws import frames, protocol
-from workers.ws.transport import WebSocketTransport
-
-KEY = base64.b64encode(bytes(16)).decode()
-UPGRADE = (
-    f"GET /?shard=arena HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
-    "X-Forwarded-For: 192.0.2.7\r\n\r\n"
-).encode()
-STREAM = b"GET /stream HTTP/1.1\r\n\r\n"
-
-
-class Owner:
-    """The worker of the shard: answers each text with the same in capitals."""
-
-    def __init__(self, nodes: Nodes) -> None:
-        self.transport = WebSocketTransport("shards", 1 << 20, clock=nodes.clock)
-        self.transport.on_text = self._on_text
-        self.hub = Hub({}, self.transport, nodes.clock)
-        self.streaming = EventStreamTransport(())
-        self.streams = Hub({}, self.streaming, nodes.clock)
-        self.requests: list[tuple[Request, bool]] = []
-        self._handshakes = protocol.Handshakes(
-            1, Origins(frozenset(), any_origin=False), "session", deflates=False
-        )
-
-    def open(
-        self, request: Request, raw: TunnelSocket, early: bytes, *, on_main_port: bool
-    ) -> bytes | None:
-        self.requests.append((request, on_main_port))
-        if request.path == "/refuse":
-            raise AuthRequired("log in first")
-        if request.path == "/break":
-            raise RuntimeError("a defect")
-        if request.path == "/stream":
-            self._connect(raw, self.streams, request, self.streaming.preamble, early)
-            return None
-        handshake = self._handshakes.read(request, on_main_port=on_main_port)
-        self._connect(raw, self.hub, request, handshake.answer, early)
-        return None
-
-    def refusal(self, error: PylonError) -> bytes:
-        return protocol.refusal(error)
-
-    @property
-    def connection(self) -> Connection:
-        (found,) = (*self.hub.connections, *self.streams.connections)
-        return found
-
-    @staticmethod
-    def _connect(
-        raw: ClientSocket, hub: Hub, request: Request, answer: bytes, early: bytes
-    ) -> None:
-        connection = Connection(raw, hub.transport, hub, ANONYMOUS_CALLER, request.address(1))
-        hub.add(connection)
-        connection.send(answer)
-        connection.start(early)
-
-    @staticmethod
-    def _on_text(connection: Connection, text: str) -> None:
-        connection.send(frames.encode(frames.TEXT, text.upper().encode()))
-
-
-class Admission:
-    """What the entries need of `SubscriberAdmission`."""
-
-    def __init__(self) -> None:
-        self.refusal: PylonError | None = None
-        self.addresses: list[str] = []
-
-    def serve(self, hub: Hub) -> None:
-        pass
-
-    def enter_tunnel(self, raw: RawSocket, address: str, hub: Hub) -> Connection:
-        if self.refusal is not None:
-            raise self.refusal
-        self.addresses.append(address)
-        connection = Connection(raw, hub.transport, hub, ANONYMOUS_CALLER, address)
-        hub.add(connection)
-        return connection
-
-
-class Client:
-    """The end of a client that node A has accepted."""
-
-    def __init__(self, receive_bytes: int | None = None) -> None:
-        self.socket, ours = socket.socketpair()
-        self.socket.setblocking(False)
-        if receive_bytes is not None:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, receive_bytes)
-        self.raw = take_over(ours)
-        self.data = b""
-        self.is_closed = False
-
-    def send(self, opcode: int, payload: bytes) -> None:
-        self.socket.sendall(masked(opcode, payload))
-
-    def read(self) -> bytes:
-        """Read what has come."""
-        try:
-            while chunk := self.socket.recv(1 << 20):
-                self.data += chunk
-            self.is_closed = True
-        except BlockingIOError:
-            pass
-        except ConnectionResetError:
-            self.is_closed = True
-        return self.data
-
-    def read_until(self, part: bytes) -> bytes:
-        run_greenlets_until(f"{part!r} came", lambda: part in self.read())
-        return self.data
-
-    def read_all(self) -> bytes:
-        def ended() -> bool:
-            self.read()
-            return self.is_closed
-
-        run_greenlets_until("the connection has ended", ended)
-        return self.data
-
-
-class Stage:
-    """Both nodes, and the entries of node A."""
-
-    def __init__(self) -> None:
-        self.exits = ShardExits(self)
-        self.nodes = Nodes(self.exits)
-        self.owner = Owner(self.nodes)
-        self.admission = Admission()
-        self.sockets = Hub({}, EntryTransport(is_stream=False), self.nodes.clock)
-        self.streams = Hub({}, EntryTransport(is_stream=True), self.nodes.clock)
-        admission: Any = self.admission
-        self.entries = TunnelEntries(
-            self.nodes.links, admission, self.sockets, self.streams, 1, protocol.refusal
-        )
-
-    def open(self, *args: Any, **options: Any) -> bytes | None:
-        return self.owner.open(*args, **options)
-
-    def refusal(self, error: PylonError) -> bytes:
-        return self.owner.refusal(error)
-
-    def connect(
-        self, data: bytes = UPGRADE, *, on_main_port: bool = False,
-        receive_bytes: int | None = None,
-    ) -> Client:
-        client = Client(receive_bytes)
-        request = parse(data, "10.0.0.1")
-        assert request is not None
-        self.entries.enter(
-            self.nodes.home, request, client.raw, data[len(request.head):],
-            on_main_port=on_main_port, is_stream=request.path == "/stream",
-        )
-        return client
-
-    def play(self, **options: Any) -> tuple[Client, Connection]:
-        """A WebSocket client after its handshake, and the owner's connection."""
-        before = set(self.owner.hub.connections)
-        client = self.connect(**options)
-        client.read_until(b"\r\n\r\n")
-        client.data = b""
-        (connection,) = set(self.owner.hub.connections) - before
-        return client, connection
+from workers.hub.request import parse
+from workers.sse.stream import RETRY
+from workers.ws import frames
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    made = Stage()
+def stage() -> Iterator[TunnelStage]:
+    made = TunnelStage()
     yield made
     for hub in (made.sockets, made.streams, made.owner.hub, made.owner.streams):
         for connection in hub.connections:
             connection.abort()
     made.nodes.close()
-
-
-def masked(opcode: int, payload: bytes) -> bytes:
-    size = len(payload)
-    assert size < 65_536
-    head = bytes([0x80 | opcode])
-    head += bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return head + bytes(4) + payload  # a mask of zeros
 
 
 def close_of(data: bytes) -> tuple[int, str]:
@@ -226,7 +44,7 @@ def gone(hub: Hub) -> Callable[[], bool]:
 # --- What passes ---------------------------------------------------------------------------
 
 
-def test_the_owner_sees_the_request_its_address_and_its_port(stage: Stage) -> None:
+def test_the_owner_sees_the_request_its_address_and_its_port(stage: TunnelStage) -> None:
     early = masked(frames.TEXT, b"early")
     client = stage.connect(UPGRADE + early, on_main_port=True)
     data = client.read_until(b"EARLY")
@@ -236,7 +54,7 @@ def test_the_owner_sees_the_request_its_address_and_its_port(stage: Stage) -> No
     assert stage.owner.connection.address == "192.0.2.7" == stage.admission.addresses[0]
 
 
-def test_frames_pass_both_ways_and_the_owners_close_code_arrives(stage: Stage) -> None:
+def test_frames_pass_both_ways_and_the_owners_close_code_arrives(stage: TunnelStage) -> None:
     client, connection = stage.play()
     for number in range(50):
         client.send(frames.TEXT, b"a%d" % number)
@@ -257,7 +75,7 @@ def test_frames_pass_both_ways_and_the_owners_close_code_arrives(stage: Stage) -
     assert not stage.nodes.link().is_used
 
 
-def test_an_event_stream_passes_and_ends(stage: Stage) -> None:
+def test_an_event_stream_passes_and_ends(stage: TunnelStage) -> None:
     client = stage.connect(STREAM)
     client.read_until(b": connected\n\n")
     stage.owner.connection.send(b"id: 1\ndata: {}\n\n")
@@ -270,7 +88,7 @@ def test_an_event_stream_passes_and_ends(stage: Stage) -> None:
     ("/refuse", 401, "AUTH_REQUIRED"), ("/break", 500, "INTERNAL"), ("/x", 426, "BAD_UPGRADE"),
 ])
 def test_a_refusal_of_the_owner_arrives_as_it_is(
-    stage: Stage, path: str, status: int, code: str
+    stage: TunnelStage, path: str, status: int, code: str
 ) -> None:
     client = stage.connect(b"GET %b HTTP/1.1\r\n\r\n" % path.encode())
     head, _, body = client.read_all().partition(b"\r\n\r\n")
@@ -278,13 +96,13 @@ def test_a_refusal_of_the_owner_arrives_as_it_is(
     assert json.loads(body)["error"]["code"].startswith(code)
 
 
-def test_a_client_that_leaves_is_gone_at_the_owner(stage: Stage) -> None:
+def test_a_client_that_leaves_is_gone_at_the_owner(stage: TunnelStage) -> None:
     client, _ = stage.play()
     client.socket.close()
     run_greenlets_until("both are gone", lambda: not len(stage.owner.hub) + len(stage.sockets))
 
 
-def test_a_frame_for_many_clients_is_sent_once(stage: Stage) -> None:
+def test_a_frame_for_many_clients_is_sent_once(stage: TunnelStage) -> None:
     played = [stage.play() for _ in range(10)]
     frame = frames.encode(frames.BINARY, b"x" * 60_000)
     for _, connection in played:
@@ -295,7 +113,7 @@ def test_a_frame_for_many_clients_is_sent_once(stage: Stage) -> None:
         run_greenlets_until("it came", lambda: client.read() == frame)  # noqa: B023
 
 
-def test_a_client_that_the_admission_refuses_stays_the_callers(stage: Stage) -> None:
+def test_a_client_that_the_admission_refuses_stays_the_callers(stage: TunnelStage) -> None:
     stage.admission.refusal = SocketLimit("too many")
     with pytest.raises(SocketLimit):
         stage.connect()
@@ -305,7 +123,7 @@ def test_a_client_that_the_admission_refuses_stays_the_callers(stage: Stage) -> 
 # --- What fails ----------------------------------------------------------------------------
 
 
-def test_a_node_that_vanishes_closes_its_clients_with_1012(stage: Stage) -> None:
+def test_a_node_that_vanishes_closes_its_clients_with_1012(stage: TunnelStage) -> None:
     client, _ = stage.play()
     stream = stage.connect(STREAM)
     stream.read_until(b": connected\n\n")
@@ -324,7 +142,7 @@ def test_a_node_that_vanishes_closes_its_clients_with_1012(stage: Stage) -> None
 
 
 def test_a_client_whose_request_is_not_answered_gets_an_http_error(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: TunnelStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage.exits, "open", lambda tunnel, opening: None)
     client = stage.connect()
@@ -337,7 +155,7 @@ def test_a_client_whose_request_is_not_answered_gets_an_http_error(
 
 
 def test_too_many_requests_that_wait_are_refused(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: TunnelStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SOCKETS_PENDING", 0)
     head = stage.connect().read_all()
@@ -346,7 +164,7 @@ def test_too_many_requests_that_wait_are_refused(
     assert stage.connect().read_all().startswith(b"HTTP/1.1 503 ")
 
 
-def test_a_malformed_node_refuses_before_the_socket_is_taken(stage: Stage) -> None:
+def test_a_malformed_node_refuses_before_the_socket_is_taken(stage: TunnelStage) -> None:
     request = parse(UPGRADE, "10.0.0.1")
     assert request is not None
     stage.nodes.url = "nonsense"
@@ -360,7 +178,9 @@ def test_a_malformed_node_refuses_before_the_socket_is_taken(stage: Stage) -> No
 # --- Who is slow ---------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_read_is_closed_with_1013_and_delays_nobody(stage: Stage) -> None:
+def test_a_client_that_does_not_read_is_closed_with_1013_and_delays_nobody(
+    stage: TunnelStage,
+) -> None:
     slow, slow_connection = stage.play(receive_bytes=4_096)
     quick, quick_connection = stage.play()
     frame = frames.encode(frames.BINARY, b"x" * 50_000)
@@ -384,7 +204,7 @@ def test_a_client_that_does_not_read_is_closed_with_1013_and_delays_nobody(stage
     quick.read_until(b"STILL HERE")
 
 
-def test_a_client_that_sends_too_fast_is_not_read(stage: Stage) -> None:
+def test_a_client_that_sends_too_fast_is_not_read(stage: TunnelStage) -> None:
     client, connection = stage.play()
     texts: list[str] = []
     stage.owner.transport.on_text = lambda _, text: texts.append(text)
@@ -415,7 +235,7 @@ def test_a_client_that_sends_too_fast_is_not_read(stage: Stage) -> None:
 
 
 def test_a_node_that_does_not_read_fills_outboxes_and_then_closes(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: TunnelStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other node is frozen for a while: whoever is sent too much meanwhile is closed."""
     busy_client, busy = stage.play()
