@@ -87,7 +87,7 @@ def run_owner(pipe: Any, keys: Any, public: str, cluster_port: int, port: int) -
     transport = WebSocketTransport("shards", 1 << 20, counts_addresses=False)
     transport.charge = lambda *args, **options: None  # type: ignore[method-assign]
     hub = Hub({}, transport, clock)
-    handshakes = protocol.Handshakes(0, Origins(frozenset(), any_origin=True), "s", deflates=False)
+    handshakes = protocol.Handshakes(0, Origins(frozenset()), "s", deflates=False)
 
     class Handler:
         def open(self, request: Any, raw: Any, early: bytes, *, on_main_port: bool) -> None:
@@ -97,7 +97,7 @@ def run_owner(pipe: Any, keys: Any, public: str, cluster_port: int, port: int) -
             connection.send(handshake.answer)
             connection.start(early)
 
-        def refusal(self, error: Any) -> bytes:
+        def refusal(self, error: Any, request: Any) -> bytes:
             return protocol.refusal(error)
 
     transport.on_text = lambda connection, text: connection.send(
@@ -158,16 +158,17 @@ def run_entry(pipe: Any, keys: Any, public: str, cluster_port: int, port: int) -
 
     admission: Any = Admission()
     entries = TunnelEntries(
-        Links(keys, clock, SystemRandom()), admission, sockets, streams, 0, protocol.refusal
+        Links(keys, clock, SystemRandom()), admission, sockets, streams, 0,
+        lambda error, request: protocol.refusal(error),
     )
     home = ShardHome("b", "1", is_here=False, cluster_url=f"tcp://{ADDRESS}:{cluster_port}",
                      curve_key=public)
 
     class Handler:
         def open(self, request: Any, raw: Any, early: bytes, *, on_main_port: bool) -> None:
-            entries.enter(home, request, raw, early, on_main_port=False, is_stream=False)
+            entries.enter(home, request, raw, early, on_main_port=False, answer=b"")
 
-        def refusal(self, error: Any) -> bytes:
+        def refusal(self, error: Any, request: Any) -> bytes:
             return protocol.refusal(error)
 
     listener = socket.create_server((ADDRESS, port), backlog=1024)

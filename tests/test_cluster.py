@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
+import gevent.socket
 import pytest
 import zmq
 
@@ -300,6 +302,77 @@ def test_a_worker_that_was_replaced_ends_the_tunnels_of_the_one_before(nodes: No
         return entry.ends == [(None, True)]
 
     run_greenlets_until("the tunnel has ended", ended)
+    assert nodes.link().call(b"again") == b"AGAIN"
+
+
+class Proxy:
+    """A TCP connection between the nodes, which a test can cut."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.listener = gevent.socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self._open: list[Any] = []
+        self.is_frozen = False
+        gevent.spawn(self._accept)
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self.listener.accept()
+            server = gevent.socket.create_connection(("127.0.0.1", self._port))
+            self._open += [client, server]
+            gevent.spawn(self._pump, client, server)
+            gevent.spawn(self._pump, server, client)
+
+    def _pump(self, source: Any, target: Any) -> None:
+        try:
+            while data := source.recv(65_536):
+                while self.is_frozen:
+                    gevent.sleep(0.01)
+                target.sendall(data)
+        except OSError:
+            pass
+        source.close()
+        target.close()
+
+    def cut(self) -> None:
+        for sock in self._open:
+            sock.close()
+        self._open.clear()
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_no_byte_is_missing_in_the_middle_when_the_network_is_cut(
+    nodes: Nodes, is_frozen: bool
+) -> None:
+    """ZeroMQ connects again by itself, and may have lost what was on its way."""
+    proxy = Proxy(nodes.port_number)
+    nodes.url = f"tcp://127.0.0.1:{proxy.port}"
+    entry, exit_ = nodes.tunnel()
+    assert entry.tunnel is not None and exit_.tunnel is not None
+    sent = [b"%d" % number for number in range(3_000)]
+    proxy.is_frozen = False
+    for number, data in enumerate(sent):
+        entry.tunnel.send(data)
+        exit_.tunnel.send(data)
+        if number % 50 == 0:
+            gevent.sleep(0.001)
+        if number == 1_000 and is_frozen:
+            proxy.is_frozen = True
+        if number == 1_500 and not is_frozen:
+            proxy.cut()
+
+    def ended() -> bool:
+        nodes.clock.advance(0.05)
+        nodes.links.tick()
+        nodes.port.tick()
+        return bool(entry.ends and exit_.ends)
+
+    run_greenlets_until("both ends know it", ended)
+    assert entry.data == sent[: len(entry.data)] and exit_.data == sent[: len(exit_.data)]
+    assert len(entry.data) >= 500 and len(exit_.data) >= 500
+    assert entry.ends == exit_.ends == [(None, True)]
+    proxy.is_frozen = False
     assert nodes.link().call(b"again") == b"AGAIN"
 
 

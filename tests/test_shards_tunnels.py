@@ -11,7 +11,7 @@ import pytest
 
 from pylon import limits
 from pylon.errors import SocketLimit, Unavailable
-from tests.support.tunnels import STREAM, UPGRADE, Client, TunnelStage, masked
+from tests.support.tunnels import ANSWER, STREAM, UPGRADE, Client, TunnelStage, masked
 from tests.support.wait import run_greenlets_until
 from workers.hub.hub import Hub
 from workers.hub.request import parse
@@ -141,27 +141,29 @@ def test_a_node_that_vanishes_closes_its_clients_with_1012(stage: TunnelStage) -
     ))
 
 
-def test_a_client_whose_request_is_not_answered_gets_an_http_error(
+def test_a_client_whose_request_is_not_answered_is_told_so_all_the_same(
     stage: TunnelStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage.exits, "open", lambda tunnel, opening: None)
-    client = stage.connect()
+    client, stream = stage.connect(), stage.connect(STREAM)
     gevent.sleep(0.05)
     stage.nodes.clock.advance(limits.CLUSTER_DEAD_S + 0.1)
     stage.nodes.links.tick()
-    head, _, body = client.read_all().partition(b"\r\n\r\n")
+    data = client.read_all()
+    assert data.startswith(ANSWER) and close_of(data)[0] == 1012
+    head, _, body = stream.read_all().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ")
-    assert "does not answer" in json.loads(body)["error"]["message"]
+    assert "is gone" in json.loads(body)["error"]["message"]
 
 
 def test_too_many_requests_that_wait_are_refused(
     stage: TunnelStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SOCKETS_PENDING", 0)
-    head = stage.connect().read_all()
-    assert head.startswith(b"HTTP/1.1 503 ")
+    assert close_of(stage.connect().read_all()) == (1013, "UNAVAILABLE")
     monkeypatch.setattr(limits, "CLUSTER_TUNNELS", 0)
-    assert stage.connect().read_all().startswith(b"HTTP/1.1 503 ")
+    assert close_of(stage.connect().read_all()) == (1013, "UNAVAILABLE")
+    assert stage.connect(STREAM).read_all().startswith(b"HTTP/1.1 503 ")
 
 
 def test_a_malformed_node_refuses_before_the_socket_is_taken(stage: TunnelStage) -> None:
@@ -170,7 +172,7 @@ def test_a_malformed_node_refuses_before_the_socket_is_taken(stage: TunnelStage)
     stage.nodes.url = "nonsense"
     with pytest.raises(Unavailable):
         stage.entries.enter(
-            stage.nodes.home, request, Client().raw, b"", on_main_port=False, is_stream=False
+            stage.nodes.home, request, Client().raw, b"", on_main_port=False, answer=b""
         )
     assert not len(stage.sockets)
 

@@ -17,6 +17,7 @@ pylon_cluster_links_lost_total, pylon_cluster_tunnels, pylon_cluster_calls_total
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import gevent
@@ -42,7 +43,7 @@ from pylon.cluster.envelopes import (
     Envelope,
     OpenTunnel,
 )
-from pylon.cluster.keys import KeyPair
+from pylon.cluster.keys import KeyPair, load_key_pair
 from pylon.cluster.outgoing import OutgoingQueue
 from pylon.cluster.sockets import WatchedSocket, open_client
 from pylon.cluster.tunnels import Tunnel, TunnelUser
@@ -234,6 +235,17 @@ class Link:
                     tunnel.grant(size_bytes)
         elif kind == RESET:
             self.lose("reset")
+
+
+def open_links(path: Path, clock: Clock, random: RandomSource) -> Links | None:
+    """Return the links of a worker, which has the key pair of its node at `path`; None without
+    one: no other node shares the database.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    keys = load_key_pair(path)
+    return None if keys is None else Links(keys, clock, random)
 
 
 class Links:

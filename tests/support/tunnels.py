@@ -34,6 +34,9 @@ UPGRADE = (
 STREAM = b"GET /stream HTTP/1.1\r\n\r\n"
 
 
+ANSWER = b"HTTP/1.1 101 the entry's own\r\n\r\n"
+
+
 class Owner:
     """The worker of the shard: answers each text with the same in capitals."""
 
@@ -41,11 +44,11 @@ class Owner:
         self.transport = WebSocketTransport("shards", 1 << 20, clock=nodes.clock)
         self.transport.on_text = self._on_text
         self.hub = Hub({}, self.transport, nodes.clock)
-        self.streaming = EventStreamTransport(())
+        self.streaming = EventStreamTransport()
         self.streams = Hub({}, self.streaming, nodes.clock)
         self.requests: list[tuple[Request, bool]] = []
         self._handshakes = protocol.Handshakes(
-            1, Origins(frozenset(), any_origin=False), "session", deflates=False
+            1, Origins(frozenset()), "session", deflates=False
         )
 
     def open(
@@ -57,13 +60,13 @@ class Owner:
         if request.path == "/break":
             raise RuntimeError("a defect")
         if request.path == "/stream":
-            self._connect(raw, self.streams, request, self.streaming.preamble, early)
+            self._connect(raw, self.streams, request, self.streaming.stream_head(()), early)
             return None
         handshake = self._handshakes.read(request, on_main_port=on_main_port)
         self._connect(raw, self.hub, request, handshake.answer, early)
         return None
 
-    def refusal(self, error: PylonError) -> bytes:
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
         return protocol.refusal(error)
 
     @property
@@ -156,14 +159,14 @@ class TunnelStage:
         self.streams = Hub({}, EntryTransport(is_stream=True), self.nodes.clock)
         admission: Any = self.admission
         self.entries = TunnelEntries(
-            self.nodes.links, admission, self.sockets, self.streams, 1, protocol.refusal
+            self.nodes.links, admission, self.sockets, self.streams, 1, self.owner.refusal
         )
 
     def open(self, *args: Any, **options: Any) -> bytes | None:
         return self.owner.open(*args, **options)
 
-    def refusal(self, error: PylonError) -> bytes:
-        return self.owner.refusal(error)
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
+        return self.owner.refusal(error, request)
 
     def connect(
         self, data: bytes = UPGRADE, *, on_main_port: bool = False,
@@ -174,7 +177,7 @@ class TunnelStage:
         assert request is not None
         self.entries.enter(
             self.nodes.home, request, client.raw, data[len(request.head):],
-            on_main_port=on_main_port, is_stream=request.path == "/stream",
+            on_main_port=on_main_port, answer=None if request.path == "/stream" else ANSWER,
         )
         return client
 

@@ -36,6 +36,7 @@ from pylon.bus.signals import SignalReceiver, SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.feed import Feed
 from pylon.changelog.hint_journal import HintWriter
+from pylon.cluster.links import open_links
 from pylon.log import get_logger
 from pylon.realtime.placement import Placement
 from pylon.runtime.interpreter import freeze
@@ -79,7 +80,8 @@ class HttpProcess:
         self._placement = Placement(
             booted.reader_pool, app.config.workers_of("shards"), is_shared=self._has_other_nodes
         )
-        self._shards = ShardsClient(runtime, self._placement, app.random)
+        self._links = open_links(runtime.cluster_key, app.clock, app.random)
+        self._shards = ShardsClient(runtime, self._placement, app.random, self._links)
         self._merge_sandbox = MergeSandbox()
         self._hints = HintWriter(runtime.hints, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
@@ -145,6 +147,8 @@ class HttpProcess:
         self._writer.close()
         self._rooms.close()
         self._shards.close()
+        if self._links is not None:
+            self._links.close()
         self._merge_sandbox.close()
         self._receiver.close()
         self._sender.close()

@@ -121,7 +121,9 @@ class ShardConnectionHandler:
         shard_id = handshake.parameters.get("shard", "")
         refusal: SubscribeFailed | None = None
         try:
-            if self._passed_on(shard_id, request, raw, early, on_main_port=on_main_port):
+            if self._passed_on(
+                shard_id, request, raw, early, on_main_port=on_main_port, answer=handshake.answer
+            ):
                 return None
         except SubscribeFailed as ex:  # a close code is all that browsers can read
             refusal = ex
@@ -174,7 +176,7 @@ class ShardConnectionHandler:
 
     def _passed_on(
         self, shard_id: str, request: Request, raw: RawSocket | TunnelSocket, early: bytes, *,
-        on_main_port: bool, is_stream: bool = False,
+        on_main_port: bool, answer: bytes | None = None,
     ) -> bool:
         """Have another process serve a client, if the shard is not here. One hop: a client that
         came through a tunnel stays."""
@@ -185,7 +187,7 @@ class ShardConnectionHandler:
             if self._entries is None or not home.cluster_url:
                 raise elsewhere_error(shard_id, home)
             self._entries.enter(
-                home, request, raw, early, on_main_port=on_main_port, is_stream=is_stream
+                home, request, raw, early, on_main_port=on_main_port, answer=answer
             )
             return True
         if home.worker == self._worker:
@@ -269,7 +271,7 @@ class ShardConnectionHandler:
                 )
             shard_id = unquote(request.path[len(_PATH) : -len(_CONNECT)])
             if self._passed_on(
-                shard_id, request, raw, early, on_main_port=True, is_stream=True
+                shard_id, request, raw, early, on_main_port=True
             ):
                 return None
             token = stream_token(request, streams.cookie_name, streams.headers.origins)

@@ -24,6 +24,7 @@ from pylon.bus.calls import CallPort
 from pylon.bus.passing import SocketReceiver, SocketSender
 from pylon.bus.shards import CHANNEL, ShardsClient
 from pylon.bus.writer_client import WriterClient
+from pylon.cluster.links import open_links
 from pylon.errors import PylonError, StartRefused
 from pylon.realtime.app_module import load_app_module
 from pylon.realtime.kinds import kind_of, kinds
@@ -34,6 +35,7 @@ from workers.hub.admission import SubscriberAdmission
 from workers.hub.close_codes import GOING_AWAY, SERVICE_RESTART
 from workers.hub.hub import Hub
 from workers.hub.service import Service
+from workers.shards.cluster import make_entries, open_port
 from workers.shards.handler import MAIN_PORT, ShardConnectionHandler, Streams
 from workers.shards.leases import ShardLeases
 from workers.shards.matchmaking import Matchmaking
@@ -73,7 +75,8 @@ def serve(booted: WorkerContext) -> NoReturn:
         store, writer, app.clock, app.random, config.data_dir / "recordings", booted.limiter,
         placement, worker=booted.worker, leases=leases,
     )
-    client = ShardsClient(booted.runtime, placement, app.random)
+    links = open_links(booted.runtime.cluster_key, app.clock, app.random)
+    client = ShardsClient(booted.runtime, placement, app.random, links)
     matchmaking = None
     if is_shared or placement.matchmaker().worker == booted.worker:
         matchmaking = Matchmaking(client, app.clock, lambda: admission.draining, leases)
@@ -94,6 +97,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     streams = Hub({}, stream_transport, app.clock)
     admission = SubscriberAdmission(booted, hub)
     admission.serve(streams)
+    entries, entry_hubs = make_entries(booted, links, admission, lambda: handler)
     handler = ShardConnectionHandler(
         worker=booted.worker, hops=config.trust_proxy_hops, placement=placement,
         registry=registry, reconnect_tokens=ReconnectTokens(app.random),
@@ -103,6 +107,7 @@ def serve(booted: WorkerContext) -> NoReturn:
         ),
         admission=admission,
         streams=Streams(streams, stream_transport, cookie_name, headers), random=app.random,
+        entries=entries,
     )
     transport.on_text = transport.on_binary = handler.on_message
     hub.on_closed(handler.drop_connection)
@@ -127,7 +132,7 @@ def serve(booted: WorkerContext) -> NoReturn:
         (_log.error if unsaved else _log.info)("shards.drained", unsaved=unsaved)
 
     service = Service(
-        booted, (hub, streams), acceptor, admission, passed=(from_http, from_siblings),
+        booted, (hub, streams, *entry_hubs), acceptor, admission, passed=(from_http, from_siblings),
         at_drain=at_drain,
     )
     registry.scheduler.install()
@@ -135,6 +140,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     service.spawn(port.run)
     if matchmaking is not None:
         service.spawn(matchmaking.run)
+    _cluster_port = open_port(booted, admission, answers.answer, handler)
     if leases is None:
         _resume_saved(booted, registry, placement)
     else:

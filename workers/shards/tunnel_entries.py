@@ -6,7 +6,8 @@ token, policy, codes and frames. This one counts the client's address, and bound
 
 If the other node vanishes, a WebSocket is closed with 1012, and an event stream ends with its
 `retry:`. Each `send` of the other side has whole frames, so a close frame fits behind any of them.
-A client that never got a byte gets an HTTP error in place of the handshake.
+If no byte has come by then, this worker completes the handshake itself, since a close code is all
+that browsers can read; a stream gets an HTTP error.
 
 Invariants: a connection that came through a tunnel never enters another one. Bounds: the outbox of
 the connection (a client that reads too slowly is closed with 1013) and the window of the tunnel (a
@@ -83,9 +84,17 @@ class EntryTransport:
 class _Entry:
     """One client (`pylon.cluster.tunnels.TunnelUser`)."""
 
-    __slots__ = ("_connection", "_has_begun", "_refuse", "_rest", "tunnel")
+    __slots__ = ("_answer", "_connection", "_has_begun", "_refuse", "_rest", "tunnel")
 
-    def __init__(self, connection: Connection, refuse: Callable[[PylonError], bytes]) -> None:
+    def __init__(
+        self, connection: Connection, answer: bytes | None, refuse: Callable[[PylonError], bytes]
+    ) -> None:
+        """
+        Args:
+            answer: to a handshake; None for an event stream.
+            refuse: returns the HTTP response for an error.
+        """
+        self._answer = answer
         self.tunnel: Tunnel | None = None
         self._connection = connection
         self._refuse = refuse
@@ -123,14 +132,15 @@ class _Entry:
         self.tunnel = None
         connection = self._connection
         if not self._has_begun:
-            if error is None:
-                error = Unavailable(
-                    "The node of this shard does not answer" if is_lost else
-                    "The node of this shard has ended the connection", hint="Connect again",
-                )
-            connection.send(self._refuse(error))
-            connection.close(NO_STATUS, awaits_peer=False)
-        elif is_lost:
+            if error is None and not is_lost:
+                error = Unavailable("The node of this shard has ended the connection")
+            if self._answer is None:
+                gone = error or Unavailable(_GONE, hint="Connect again")
+                connection.send(self._refuse(gone))
+                connection.close(NO_STATUS, awaits_peer=False)
+                return
+            connection.send(self._answer)
+        if is_lost:
             connection.close(SERVICE_RESTART, _GONE, awaits_peer=False)
         elif error is not None:
             connection.close(TRY_AGAIN_LATER, error.code, awaits_peer=False)
@@ -149,13 +159,13 @@ class TunnelEntries:
 
     def __init__(
         self, links: Links, admission: SubscriberAdmission, sockets: Hub, streams: Hub, hops: int,
-        refuse: Callable[[PylonError], bytes],
+        refuse: Callable[[PylonError, Request], bytes],
     ) -> None:
         """
         Args:
             sockets: the hub of the WebSockets, with an `EntryTransport`; `streams` likewise.
             hops: trusted proxies (PYLON_TRUST_PROXY_HOPS).
-            refuse: returns the HTTP response for an error.
+            refuse: returns the HTTP response for the error of a request.
         """
         self._links = links
         self._admission = admission
@@ -169,12 +179,14 @@ class TunnelEntries:
 
     def enter(
         self, home: ShardHome, request: Request, raw: RawSocket, early: bytes, *,
-        on_main_port: bool, is_stream: bool,
+        on_main_port: bool, answer: bytes | None,
     ) -> None:
         """Serve a client through a tunnel to the home of its shard. Never blocks.
 
         Args:
             early: the bytes that arrived behind the request.
+            answer: to the handshake, if the other node does not give one; None: the client wants
+                an event stream.
 
         Raises:
             Unavailable: the address of the other node is malformed, or too many tunnels go there.
@@ -183,9 +195,9 @@ class TunnelEntries:
         """
         link = self._links.find(home.cluster_url, home.curve_key, home.worker)
         connection = self._admission.enter_tunnel(
-            raw, request.address(self._hops), self._streams if is_stream else self._sockets
+            raw, request.address(self._hops), self._streams if answer is None else self._sockets
         )
-        entry = _Entry(connection, self._refuse)
+        entry = _Entry(connection, answer, lambda error: self._refuse(error, request))
         connection.receiver = entry
         try:
             entry.tunnel = link.open_tunnel(

@@ -163,8 +163,8 @@ class TunnelHandler(Protocol):
     ) -> bytes | None:
         """Serve a request, as `workers.hub.acceptor.UpgradeHandler.open` does."""
 
-    def refusal(self, error: PylonError) -> bytes:
-        """Return the whole response for an error."""
+    def refusal(self, error: PylonError, request: Request | None) -> bytes:
+        """Return the whole response for an error; `request` is None if it could not be read."""
 
 
 class ShardExits:
@@ -193,10 +193,10 @@ class ShardExits:
                 request, raw, opening.data[len(request.head):], on_main_port=opening.on_main_port
             )
         except PylonError as ex:
-            response = self._handler.refusal(ex)
+            response = self._handler.refusal(ex, request)
         except Exception as ex:  # noqa: BLE001  one client's request must not end the worker
             _log.exception("handshake.failed", error=ex)
-            response = self._handler.refusal(InternalError("The request failed"))
+            response = self._handler.refusal(InternalError("The request failed"), request)
         finally:
             self._opening -= 1
         if response is None:

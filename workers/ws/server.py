@@ -19,6 +19,7 @@ from pylon.bus.rooms_client import RoomsClient
 from pylon.bus.shards import ShardsClient
 from pylon.bus.writer_client import WriterClient
 from pylon.changelog.scope import parse_entities
+from pylon.cluster.links import open_links
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
@@ -112,7 +113,8 @@ def serve(booted: WorkerContext) -> NoReturn:
         booted.reader_pool, app.config.workers_of("shards"), is_shared=admission.node.is_shared
     )
     admission.node.on_report(lambda report: placement.update(report.node, report.nodes))
-    matches = Matches(ShardsClient(booted.runtime, placement, app.random), booted.limiter)
+    links = open_links(booted.runtime.cluster_key, app.clock, app.random)
+    matches = Matches(ShardsClient(booted.runtime, placement, app.random, links), booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
     stream = StreamScope(hub, app.rules, app.manifest)
