@@ -310,11 +310,13 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self.listener = gevent.socket.create_server(("127.0.0.1", 0))
+        self.listener = gevent.socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen()
         self.port = int(self.listener.getsockname()[1])
         self._open: list[Any] = []
         self.is_frozen = False
-        gevent.spawn(self._accept)
+        self._acceptor = gevent.spawn(self._accept)
 
     def _accept(self) -> None:
         while True:
@@ -334,6 +336,10 @@ class Proxy:
             pass
         source.close()
         target.close()
+
+    def close(self) -> None:
+        self._acceptor.kill()
+        self.cut()
 
     def cut(self) -> None:
         for sock in self._open:
@@ -374,6 +380,7 @@ def test_no_byte_is_missing_in_the_middle_when_the_network_is_cut(
     assert entry.ends == exit_.ends == [(None, True)]
     proxy.is_frozen = False
     assert nodes.link().call(b"again") == b"AGAIN"
+    proxy.close()
 
 
 def test_a_missing_parcel_ends_the_link(nodes: Nodes) -> None:
