@@ -97,7 +97,7 @@ class ClusterPort:
                 block, and it may raise a `PylonError`, which the caller gets.
 
         Raises:
-            zmq.ZMQError: the port is taken, or the address is not of this machine.
+            OSError: the port is taken, or the address is not of this machine.
         """
         self._peers = peers
         self._clock = clock
@@ -114,9 +114,9 @@ class ClusterPort:
         self._timer: Any = get_hub().loop.timer(limits.CLUSTER_BEAT_S, limits.CLUSTER_BEAT_S)
         try:
             socket.bind(endpoint)
-        except zmq.ZMQError:
+        except zmq.ZMQError as ex:
             self.close()
-            raise
+            raise OSError(ex.errno, ex.strerror) from ex
 
     @property
     def nodes(self) -> list[str]:

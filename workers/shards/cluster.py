@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import zmq
-
 from pylon import log
 from pylon.bus.messages import NodeState
 from pylon.cluster.addresses import bind_endpoint
@@ -73,7 +71,7 @@ def open_port(
             endpoint, keys, peers, booted.clock, booted.app.random, answer=answer,
             exits=ShardExits(handler),
         )
-    except zmq.ZMQError as ex:
+    except OSError as ex:
         _log.error("cluster.not_bound", endpoint=endpoint, error=str(ex),
                    hint="PYLON_CLUSTER_URL: each shards worker needs a free port from there on")
         raise SystemExit(_EXIT_BUSY) from ex
