@@ -327,7 +327,7 @@ class RoomsMachine(RuleBasedStateMachine):
         assert member_counts == {room: len(members) for room, members in self.members.items()}
         rooms = self.service._rooms
         assert rooms.members == sum(member_counts.values())
-        assert rooms._size_bytes == sum(room.size_bytes for room in rooms._rooms.values())
+        assert rooms.table._size_bytes == sum(room.size_bytes for room in rooms._rooms.values())
         held: dict[str, Counter[str]] = {}
         for room in rooms._rooms.values():
             held.setdefault(room.network, Counter())["rooms"] += 1
@@ -336,13 +336,13 @@ class RoomsMachine(RuleBasedStateMachine):
                 held[member.network]["size_bytes"] += len(member.peer) + 1
         held.pop("", None)
         names = ("rooms", "members", "size_bytes")
-        assert rooms._networks._held.keys() == held.keys()
-        for network, kept in rooms._networks._held.items():
+        assert rooms.table._networks._held.keys() == held.keys()
+        for network, kept in rooms.table._networks._held.items():
             assert [getattr(kept, name) for name in names] == [held[network][n] for n in names]
         if not self.members:
-            assert rooms._size_bytes == 0
+            assert rooms.table._size_bytes == 0
             assert not rooms._silent
-            assert not rooms._rooms_of
+            assert not rooms.table._rooms_of
         if not self.sockets:
             assert not rooms._subscriptions
 

@@ -347,7 +347,8 @@ def test_all_nodes_converge_after_any_losses(seed: int, steps: int) -> None:
     pair.exchange()
     shown = [[node.room(room) for room in ROOMS] for node in pair.nodes]
     parts = {
-        (part.room, part.user_id) for node in pair.nodes for part in node.service._rooms.own_parts()
+        (part.room, part.user_id) for node in pair.nodes
+        for part in node.service._rooms.table.own_parts()
     }
     assert {(room, user) for room, members in zip(ROOMS, shown[0], strict=True)
             for user in members} == parts

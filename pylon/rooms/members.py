@@ -5,32 +5,29 @@ broadcast, or a poll of the room. A member without a socket leaves after `limits
 without activity. When its last socket closes, a member leaves at once unless it also polls: the
 official `useRoom` opens no socket and polls the room every 5 s.
 
-Invariants: a room exists while it has members. A socket is subscribed only to rooms of its user,
-and never after the user has left. A member counts for the network of its last join, a room for the
-network of its first member. A room is the union of its members on all nodes: a member leaves when
-its last part has ended (`pylon.rooms.node_news`); an explicit leave ends them all. What a member of
-another node takes counts in all bounds but those of networks.
-
-Bounds: rooms, members and bytes in all, for each user and for each network address
-(`limits.ROOM*`). The bytes of a room are those of its snapshot. Called by `pylon.rooms.service`.
+Invariants: a socket is subscribed only to rooms of its user, and never after the user has left. A
+room is the union of its members on all nodes: a member leaves when its last part has ended
+(`pylon.rooms.node_news`); an explicit leave ends them all. What a member of another node takes
+counts in all bounds but those of networks. `member_table` has the bounds. Called by
+`pylon.rooms.service`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 from pylon import limits
 from pylon.bus.rooms_messages import RoomSnapshot
 from pylon.clock import NS_PER_S, Clock
-from pylon.errors import NotInRoom, RoomFull, RoomLimitReached
-from pylon.rooms.networks import Networks
-from pylon.rooms.node_news import MemberPart, NodeChanges, PartEnd, Raw
-from pylon.rooms.room import Member, NodePart, Room, answer_text, peer_text, snapshot_text
-from pylon.rooms.updates import NULL, Socket, Updates, broadcast_text, json_text
+from pylon.errors import NotInRoom, RoomLimitReached
+from pylon.rooms.member_table import MemberTable
+from pylon.rooms.node_news import MemberPart, NodeChanges, PartEnd
+from pylon.rooms.room import Member, NodePart, Room, peer_text
+from pylon.rooms.updates import NULL, Socket, Updates, broadcast_text
 
 _NS_PER_US: Final = 1_000
+
 
 class Rooms:
     """All rooms. Callers check names and user ids; data is JSON text."""
@@ -43,14 +40,16 @@ class Rooms:
         self._stamp = 0  # the newest that this node knows
         self._remote: dict[str, set[tuple[str, str]]] = {}  # parts by incarnation: (room, user id)
         self._unconfirmed: dict[str, set[tuple[str, str]]] = {}  # those not told anew yet
-        self._rooms: dict[str, Room] = {}
-        self._size_bytes = 0
-        self._rooms_of: dict[str, set[str]] = {}  # by user id
-        self._networks = Networks()
+        self.table = MemberTable()
+        self._rooms = self.table.rooms
         self._subscriptions: dict[Socket, dict[str, str]] = {}  # room: user id
         # (room, user id) of members without sockets: last activity, the oldest first.
         self._silent: dict[tuple[str, str], float] = {}
-        self.members = 0
+
+    @property
+    def members(self) -> int:
+        """Return how many members all rooms have."""
+        return self.table.members
 
     def __len__(self) -> int:
         return len(self._rooms)
@@ -71,25 +70,21 @@ class Rooms:
         joined_at_s = self._clock.wall_ns() // NS_PER_S
         peer = peer_text(user_id, data, joined_at_s)
         if member is None:
-            self._check_new_member(room, user_id)
+            self.table.check_member(room, user_id)
         before_bytes = 0 if member is None else member.size_bytes
-        self._check_size(room, len(peer) + 1 - before_bytes)
         is_new = member is None or member.network != network
-        self._networks.check(
-            network, rooms=int(room is None), members=int(is_new),
-            size_bytes=len(peer) + 1 - (0 if is_new else before_bytes),
+        self.table.check_size(
+            room, len(peer) + 1 - before_bytes, network, rooms=int(room is None),
+            members=int(is_new), network_bytes=len(peer) + 1 - (0 if is_new else before_bytes),
         )
         before = b"[]" if room is None else room.peers()
         was_member = member is not None
-        if room is None:
-            room = self._rooms[name] = Room(name, network)
-            self._networks.add(network, rooms=1)
-        if member is None:
-            member = self._add_member(name, room, user_id, network)
+        if room is None or member is None:
+            room, member = self.table.add(name, user_id, network)
         elif is_new:
-            self._move(member, network)
+            self.table.move(member, network)
         member.joined_at_s = joined_at_s
-        self._put(room, member, data, peer)
+        self.table.put(room, member, data, peer)
         self._tell(name, member)
         member.join_stamp = member.stamp
         self._note_activity(name, member)
@@ -99,8 +94,7 @@ class Rooms:
 
     def leave(self, name: str, user_id: str) -> bool:
         """Remove a member, on all nodes; return whether the user was a member."""
-        room = self._rooms.get(name)
-        member = None if room is None else room.members.get(user_id)
+        room, member = self.table.find(name, user_id)
         if room is None or member is None:
             return False
         self._remove(name, room, member)
@@ -113,15 +107,13 @@ class Rooms:
         Raises:
             RoomLimitReached, RoomFull: a limit forbids the data; nothing has changed.
         """
-        room = self._rooms.get(name)
-        member = None if room is None else room.members.get(user_id)
+        room, member = self.table.find(name, user_id)
         if room is None or member is None:
             return False
         peer = peer_text(user_id, data, member.joined_at_s)
         delta_bytes = len(peer) + 1 - member.size_bytes
-        self._check_size(room, delta_bytes)
-        self._networks.check(member.network, rooms=0, members=0, size_bytes=delta_bytes)
-        self._put(room, member, data, peer)
+        self.table.check_size(room, delta_bytes, member.network, network_bytes=delta_bytes)
+        self.table.put(room, member, data, peer)
         self._tell(name, member)
         self._note_activity(name, member)
         if self._has_listeners(name, room):
@@ -134,8 +126,7 @@ class Rooms:
         Raises:
             RoomLimitReached: the messages of this tick are too large.
         """
-        room = self._rooms.get(name)
-        member = None if room is None else room.members.get(user_id)
+        room, member = self.table.find(name, user_id)
         if room is None or member is None:
             return False
         self._note_activity(name, member)
@@ -165,7 +156,7 @@ class Rooms:
         """Return the body of ``GET /api/rooms/<room>``. A poll of a member counts as activity."""
         room = self._rooms.get(name)
         if room is None:
-            return answer_text(0, b"[]", json_text(name))
+            return Room(name, "").answer()
         member = room.members.get(user_id)
         if member is not None:
             member.polled_s = self._clock.monotonic_s()
@@ -178,8 +169,7 @@ class Rooms:
 
     def snapshot(self, name: str) -> bytes:
         """Return a room's `room-snapshot`; an unknown room has no members."""
-        room = self._rooms.get(name)
-        return snapshot_text(json_text(name), b"[]") if room is None else room.snapshot()
+        return (self._rooms.get(name) or Room(name, "")).snapshot()
 
     def snapshot_for(self, name: str, source: bytes) -> RoomSnapshot:
         """Return a room's snapshot and the numbers of a worker's subscribed sockets."""
@@ -200,8 +190,7 @@ class Rooms:
         Raises:
             NotInRoom: the user is not a member.
         """
-        room = self._rooms.get(name)
-        member = None if room is None else room.members.get(user_id)
+        room, member = self.table.find(name, user_id)
         if room is None or member is None:
             raise NotInRoom("You are not a member of this room", hint="Join it first")
         before = self._subscriptions.get(socket, {}).get(name)
@@ -252,32 +241,14 @@ class Rooms:
 
     # --- Other nodes -----------------------------------------------------------------------
 
-    def part_of(self, name: str, user_id: str) -> MemberPart | None:
-        """Return the part of a member on this node, or None."""
-        room = self._rooms.get(name)
-        member = None if room is None else room.members.get(user_id)
-        return None if member is None or not member.is_here else _part_of(name, member)
-
-    def own_parts(self) -> Iterator[MemberPart]:
-        """Yield all parts of this node, each as it is when it is taken. Members that join
-        meanwhile are left out, and so are those that leave."""
-        keys = [(name, user_id) for name, room in self._rooms.items() for user_id in room.members]
-        for name, user_id in keys:
-            part = self.part_of(name, user_id)
-            if part is not None:
-                yield part
-
     def put_part(self, incarnation: str, part: MemberPart) -> None:
         """Take over a part of another node. Limits do not refuse it: that node has judged it."""
         name, user_id, data = part.room, part.user_id, bytes(part.data)
         self._stamp = max(self._stamp, part.stamp)
-        room = self._rooms.get(name)
-        if room is None:
-            room = self._rooms[name] = Room(name, "")
-        member = room.members.get(user_id)
+        room, member = self.table.find(name, user_id)
         was_member = member is not None
-        if member is None:
-            member = self._add_member(name, room, user_id, "")
+        if room is None or member is None:
+            room, member = self.table.add(name, user_id, "")
         member.parts[incarnation] = NodePart(part.stamp, data, part.joined_at_s)
         self._remote.setdefault(incarnation, set()).add((name, user_id))
         self._unconfirmed.get(incarnation, set()).discard((name, user_id))
@@ -302,7 +273,8 @@ class Rooms:
         is_join = not was_member or part.joined_at_s != member.joined_at_s
         is_change = part.data != member.data
         member.stamp, member.joined_at_s = part.stamp, part.joined_at_s
-        self._put(room, member, part.data, peer_text(member.user_id, part.data, part.joined_at_s))
+        peer = peer_text(member.user_id, part.data, part.joined_at_s)
+        self.table.put(room, member, part.data, peer)
         if (is_join or is_change) and self._has_listeners(name, room):
             self._updates.changed(
                 name, member.user_id, "join" if is_join else "presence", part.data,
@@ -311,8 +283,7 @@ class Rooms:
 
     def end_part(self, incarnation: str, ended: PartEnd) -> None:
         """End a part of another node; with `everywhere` all parts that are not newer."""
-        room = self._rooms.get(ended.room)
-        member = None if room is None else room.members.get(ended.user_id)
+        room, member = self.table.find(ended.room, ended.user_id)
         if room is None or member is None:
             return
         self._stamp = max(self._stamp, ended.stamp)
@@ -327,7 +298,7 @@ class Rooms:
             self._remove(ended.room, room, member)
         elif ends_here:
             self._drop_sockets(ended.room, room, member)
-            self._move(member, "")
+            self.table.move(member, "")
         if member.is_here:
             self._changes.changed(ended.room, ended.user_id)  # with data that the part had told
         if ends_here:
@@ -368,20 +339,6 @@ class Rooms:
         member.stamp = self._next_stamp()
         self._changes.changed(name, member.user_id)
 
-    def _add_member(self, name: str, room: Room, user_id: str, network: str) -> Member:
-        member = room.members[user_id] = Member(user_id, network)
-        self._networks.add(network, members=1)
-        self._rooms_of.setdefault(user_id, set()).add(name)
-        self.members += 1
-        return member
-
-    def _move(self, member: Member, network: str) -> None:
-        """Count a member for another network."""
-        size_bytes = member.size_bytes
-        self._networks.add(member.network, members=-1, size_bytes=-size_bytes)
-        self._networks.add(network, members=1, size_bytes=size_bytes)
-        member.network = network
-
     def _end_here(self, name: str, user_id: str) -> None:
         """End the part of a member on this node, where it has no socket any more."""
         room = self._rooms[name]
@@ -389,7 +346,7 @@ class Rooms:
         if member.parts:
             member.is_here = False
             self._silent.pop((name, user_id), None)
-            self._move(member, "")
+            self.table.move(member, "")
         else:
             self._remove(name, room, member)
         self._changes.ended(name, user_id, member.stamp, everywhere=False)
@@ -410,25 +367,7 @@ class Rooms:
         self._drop_sockets(name, room, member)
         for incarnation in member.parts:
             self._remote[incarnation].discard((name, user_id))
-        self._size_bytes -= member.size_bytes
-        room.changed(-member.size_bytes)
-        self._networks.add(member.network, members=-1, size_bytes=-member.size_bytes)
-        self.members -= 1
-        mine = self._rooms_of[user_id]
-        mine.discard(name)
-        if not mine:
-            del self._rooms_of[user_id]
-        if not room.members:
-            del self._rooms[name]
-            self._networks.add(room.network, rooms=-1)
-
-    def _put(self, room: Room, member: Member, data: bytes, peer: bytes) -> None:
-        delta_bytes = len(peer) + 1 - member.size_bytes
-        member.data = data
-        member.peer = peer
-        self._size_bytes += delta_bytes
-        self._networks.add(member.network, size_bytes=delta_bytes)
-        room.changed(delta_bytes)
+        self.table.remove(name, room, member)
 
     def _note_activity(self, name: str, member: Member) -> None:
         if not member.is_here:  # a member on other nodes is active on this one, too
@@ -452,28 +391,3 @@ class Rooms:
         del rooms[name]
         if not rooms:
             del self._subscriptions[socket]
-
-    def _check_new_member(self, room: Room | None, user_id: str) -> None:
-        if room is None and len(self._rooms) >= limits.ROOMS:
-            raise RoomLimitReached(f"Too many rooms (limit {limits.ROOMS})")
-        if len(self._rooms_of.get(user_id, ())) >= limits.ROOMS_OF_USER:
-            raise RoomLimitReached(
-                f"You are in too many rooms (limit {limits.ROOMS_OF_USER})", hint="Leave one"
-            )
-        if room is not None and len(room.members) >= limits.ROOM_MEMBERS:
-            raise RoomFull(f"The room is full (limit {limits.ROOM_MEMBERS} members)")
-
-    def _check_size(self, room: Room | None, delta_bytes: int) -> None:
-        if delta_bytes <= 0:
-            return
-        if (0 if room is None else room.size_bytes) + delta_bytes > limits.ROOM_BYTES:
-            raise RoomFull(f"The room's members hold too much (limit {limits.ROOM_BYTES} bytes)")
-        if self._size_bytes + delta_bytes > limits.ROOMS_BYTES:
-            raise RoomLimitReached(f"All rooms hold too much (limit {limits.ROOMS_BYTES} bytes)")
-
-
-def _part_of(name: str, member: Member) -> MemberPart:
-    return MemberPart(
-        name, member.user_id, Raw(member.data), member.joined_at_s, member.stamp,
-        bool(member.sockets),
-    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from pylon.rooms.node_news import MemberPart, Raw
 from pylon.rooms.updates import NULL, Socket, json_text
 
 NEVER_S: Final = float("-inf")
@@ -86,6 +87,14 @@ class Room:
     def answer(self) -> bytes:
         """Return the body of ``GET /api/rooms/<room>``."""
         return answer_text(len(self.members), self.peers(), self.name)
+
+
+def node_part(name: str, member: Member) -> MemberPart:
+    """Return the part of a member on this node, for the others."""
+    return MemberPart(
+        name, member.user_id, Raw(member.data), member.joined_at_s, member.stamp,
+        bool(member.sockets),
+    )
 
 
 def peer_text(user_id: str, data: bytes, joined_at_s: int) -> bytes:

@@ -142,14 +142,14 @@ class RoomService:
 
     def take_news(self) -> Iterator[RoomNews]:
         """End the tick for the other nodes: yield what they are to know."""
-        return self._changes.take(self._rooms.part_of)
+        return self._changes.take(self._rooms.table.part_of)
 
     def state(self) -> Iterator[RoomNews]:
         """Yield all members of this node and the history of its channels, for a node that knows
         nothing of them. The caller may execute other commands meanwhile, and tells what they change
         (`take_news`) before it takes the next item."""
         yield RoomNews(begins=True)
-        for members in portions(self._rooms.own_parts()):
+        for members in portions(self._rooms.table.own_parts()):
             yield RoomNews(members=members)
         for part in self._channels.history_parts(NEWS_BYTES):
             yield RoomNews(history=[
