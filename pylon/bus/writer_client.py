@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import gevent
 from gevent.event import Event
-from gevent.hub import Waiter, get_hub
+from gevent.hub import get_hub
+from greenlet import getcurrent, greenlet
 
 from pylon import limits, log, metrics
 from pylon.bus import messages
@@ -36,19 +37,18 @@ _WRITE: Final = 2
 class _Call:
     """One `submit_all` that waits: its replies, which come in order, and how many there will be.
 
-    PERF: the waiter serves one greenlet, and costs a third of an event that many could wait for.
-    Only the hub wakes it, and only once.
+    Only the hub wakes the greenlet, and only once: `greenlet` is None from then on.
+    PERF: gevent's `Waiter` around the two switches costs an insert 0.9 us more.
     """
 
-    __slots__ = ("count", "first_id", "replies", "since_s", "waiter", "woken")
+    __slots__ = ("count", "first_id", "greenlet", "replies", "since_s")
 
     def __init__(self, first_id: int, count: int, now_s: float) -> None:
         self.first_id = first_id
         self.count = count
         self.replies: list[WriteReply] = []
         self.since_s = now_s
-        self.waiter = Waiter()
-        self.woken = False
+        self.greenlet: greenlet | None = getcurrent()
 
 
 class WriterClient:
@@ -135,8 +135,9 @@ class WriterClient:
             self._flush_scheduled = True
             self._hub.loop.run_callback(self._flush)
         try:
-            call.waiter.get()
+            self._hub.switch()
         except BaseException:  # also if the greenlet is killed: no caller waits any more
+            call.greenlet = None
             for number in range(call.first_id, call.first_id + call.count):
                 self._pending.pop(number, None)
             raise
@@ -208,9 +209,9 @@ class WriterClient:
                 if call is None:
                     continue  # its caller has timed out
                 call.replies.append(reply)
-                if len(call.replies) == call.count and not call.woken:
-                    call.woken = True
-                    call.waiter.switch(None)  # returns when its greenlet waits again or ends
+                if len(call.replies) == call.count and call.greenlet is not None:
+                    waiting, call.greenlet = call.greenlet, None
+                    waiting.switch()  # returns when the greenlet waits again or ends
 
     def _sweep(self) -> None:
         while True:
@@ -228,13 +229,20 @@ class WriterClient:
 
     def _fail(self, number: int, why: str) -> None:
         call = self._pending.pop(number, None)
-        if call is not None and not call.woken:
-            call.woken = True
+        if call is not None and call.greenlet is not None:
             error = WriterUnavailable(
                 why, hint="The write may have happened: repeat it with the same op_id"
             )
-            self._hub.loop.run_callback(call.waiter.throw, error)
+            self._hub.loop.run_callback(_wake, call, error)
 
     def _fail_all(self, why: str) -> None:
         for number in list(self._pending):
             self._fail(number, why)
+
+
+def _wake(call: _Call, error: WriterUnavailable) -> None:
+    """Raise an error in the greenlet of a call, unless it was woken or killed meanwhile. Runs in
+    the hub."""
+    if call.greenlet is not None:
+        waiting, call.greenlet = call.greenlet, None
+        waiting.throw(error)
