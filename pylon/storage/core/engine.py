@@ -276,7 +276,7 @@ class BatchEngine:
         if events:
             self._is_run_ended = False
         if self._retention is not None:
-            self._retention.commit(len(events), len(journal.ops))
+            self._retention.commit(previous, events, len(journal.ops))
         self._documents.commit()
         published = ChangeBatch(previous, events) if events else None
         return BatchResult(

@@ -1,7 +1,7 @@
 """Retention: drops old events and op_ids of the change log, in small steps.
 
 A step drops at most `limit` of each kind. Retention counts the records once, with a scan, and then
-updates its counts.
+updates its counts. It notes each commit for `log_size`.
 
 Invariants: the newest event is never dropped, because it is the head. The oldest events are dropped
 first, without gaps. An event younger than `older_than_s` stays, unless its seq is at most
@@ -11,25 +11,37 @@ its transaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pylon import limits
+from pylon.storage.core.log_size import LogSize
 from pylon.storage.core.transaction import MaintenanceRows
+from pylon.storage.events import ChangeEvent
 from pylon.storage.records import LogRetention
 
 
 class Retention:
-    """Prunes the log and counts its records."""
+    """Prunes the log and counts its records. `log_size` measures it."""
 
-    __slots__ = ("_events", "_ops", "_rows")
+    __slots__ = ("_events", "_ops", "_rows", "log_size")
 
     def __init__(self, rows: MaintenanceRows) -> None:
         self._rows = rows
         self._events: int | None = None  # None: not counted yet
         self._ops: int | None = None
+        self.log_size = LogSize()
 
-    def commit(self, events: int, ops: int) -> None:
-        """Add the records of a committed transaction to the counts."""
+    def commit(self, previous: int, events: Sequence[ChangeEvent], ops: int) -> None:
+        """Add the records of a committed transaction to the counts.
+
+        Args:
+            previous: the head before it.
+            ops: the number of its op_ids.
+        """
+        if events:
+            self.log_size.note(previous, events)
         if self._events is not None:
-            self._events += events
+            self._events += len(events)
         if self._ops is not None:
             self._ops += ops
 

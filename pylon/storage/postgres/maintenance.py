@@ -178,7 +178,7 @@ class PostgresMaintenance:
                     for n in range(found.ntuples)
                 ]
 
-            return LogFacts(head, oldest, self._log_size.count(oldest, read))
+            return LogFacts(head, oldest, self._log_size.count(oldest, head, read))
 
         return self._run(measure)
 

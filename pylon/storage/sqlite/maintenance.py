@@ -22,7 +22,6 @@ from pylon.clock import NS_PER_S, Clock
 from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
-from pylon.storage.core.log_size import LogSize
 from pylon.storage.core.retention import Retention
 from pylon.storage.core.sessions import prune_sessions
 from pylon.storage.core.transaction import MaintenanceRows
@@ -68,7 +67,7 @@ class SqliteMaintenance:
         self._file = FileWatch(conn.filename, clock)
         self._upkeep: apsw.Connection | None = None
         self._checkpoints: Checkpoints | None = None
-        self._log_size = LogSize()
+        self._log_size = retention.log_size
 
     # --- Steps between batches ---------------------------------------------------------------
 
@@ -158,11 +157,11 @@ class SqliteMaintenance:
         """See `Maintenance`."""
         try:
             conn = self._connect()
-            oldest = log.oldest_logged_seq(conn)
+            oldest, head = log.oldest_logged_seq(conn), log.head_seq(conn)
             size_bytes = self._log_size.count(
-                oldest, lambda seq, limit: log.sizes(conn, seq, limit)
+                oldest, head, lambda seq, limit: log.sizes(conn, seq, limit)
             )
-            return LogFacts(log.head_seq(conn), oldest, size_bytes)
+            return LogFacts(head, oldest, size_bytes)
         except apsw.Error as ex:
             raise _unreadable(ex) from ex
 
