@@ -56,6 +56,8 @@ def read_typed(req: falcon.Request, services: RequestServices, body_type: BodyTy
 
 def decode_json(req: falcon.Request, services: RequestServices, raw: bytes) -> Any:
     """Return the decoded JSON of a body that is read already."""
+    if len(raw) <= limits.JSON_INLINE_BYTES:
+        return decode_body(raw)
     return decode_raw(req, services, raw, decode_body)
 
 

@@ -140,7 +140,9 @@ class RequestMiddleware:
             return  # falcon refuses some methods before it calls `process_request`
         elapsed_s = self._clock.monotonic_s() - context.started_s
         if path not in _PROBES:
-            self._counters.count(req.uri_template, req.method, resp.status, elapsed_s)
+            requests, durations = self._counters[req.uri_template, req.method, resp.status]
+            requests.inc()
+            durations.observe(elapsed_s)
         if elapsed_s > limits.SLOW_REQUEST_S:
             _log.warning("request.slow", **self._line(req, resp, elapsed_s))
         elif self._log_all:
@@ -159,29 +161,16 @@ class RequestMiddleware:
         }
 
 
-class _Counters:
-    """The metric children in use, so that a request costs no label lookup."""
+class _Counters(dict[tuple[str | None, str, object], tuple[Counter, Histogram]]):
+    """The metric children in use, so that a request costs no label lookup. Label values come from
+    the route table only.
 
-    __slots__ = ("_by_key",)
+    A key has the template of the route, the method, and the status as falcon has it: a number or a
+    status line.
+    """
 
-    def __init__(self) -> None:
-        self._by_key: dict[tuple[str | None, str, object], tuple[Counter, Histogram]] = {}
-
-    def count(self, template: str | None, method: str, status: object, elapsed_s: float) -> None:
-        """Count one request. Label values come from the route table only.
-
-        Args:
-            status: as falcon has it, a number or a status line.
-        """
-        children = self._by_key.get((template, method, status))
-        if children is None:
-            children = self._children(template, method, status)
-        children[0].inc()
-        children[1].observe(elapsed_s)
-
-    def _children(
-        self, template: str | None, method: str, status: object
-    ) -> tuple[Counter, Histogram]:
+    def __missing__(self, key: tuple[str | None, str, object]) -> tuple[Counter, Histogram]:
+        template, method, status = key
         route = template if template is not None else "none"
         known = method if method in _METHODS else "OTHER"
         children = (
@@ -189,7 +178,7 @@ class _Counters:
             metrics.HTTP_DURATION.labels(route=route),
         )
         if known == method:  # a client could fill the cache with methods of its own
-            self._by_key[template, method, status] = children
+            self[key] = children
         return children
 
 
