@@ -223,7 +223,7 @@ class EntityCodec:
         after = {**before, **patch}
         if len(after) != len(self._names) + 1:  # `before` was not written by this codec
             after = {name: after.get(name) for name in self.entity.columns}
-        return after, encode_row(after)
+        return after, orjson.dumps(after, option=orjson.OPT_SORT_KEYS)
 
     def row_from_sql(
         self, values: Sequence[Any], columns: Sequence[str] | None = None

@@ -100,7 +100,8 @@ class RowWrites:
             check_row_size(op.entity, len(row_json), entity.row_max_bytes, len(before_json))
             if len(before_json) <= limits.LARGE_ROW_BYTES:  # else `find_readable` has counted it
                 self.large.charge(op.entity, row_id, len(row_json))
-        seq = self._change(
+        change = self._change if entity.has_documents else self.put
+        seq = change(
             entity, row_id, patch, before_json, before, version, row_json, row, journal
         )
         return WriteReply(request_id, seq, row_id, False, 1)
