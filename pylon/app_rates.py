@@ -41,9 +41,9 @@ class AllowedWrites:
 
 
 class AppRates:
-    """The rates that the app sets, in one process."""
+    """The rates that the app sets, in one process. `has_routes`: whether one is of a path."""
 
-    __slots__ = ("_limiter", "_messages", "_routes", "_writes")
+    __slots__ = ("_limiter", "_messages", "_routes", "_writes", "has_routes")
 
     def __init__(self, rules: Sequence[RateLimit], limiter: RateLimiter) -> None:
         self._limiter = limiter
@@ -59,6 +59,7 @@ class AppRates:
             else:
                 for verb in set(_VERBS.values()) if rule.verb == "write" else {rule.verb}:
                     self._writes[rule.target, verb].append((rule, rate))
+        self.has_routes = bool(self._routes)
 
     def of_path(
         self, path: str, auth: Callable[[], AuthContext], address: Address

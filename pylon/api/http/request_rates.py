@@ -51,8 +51,8 @@ class RequestRates:
     """The rates of one process."""
 
     __slots__ = (
-        "_app", "_by_app", "_hops", "_keys_by_peer", "_limiter", "_of_addresses", "_of_sites",
-        "_of_users", "_told_below", "_warned",
+        "_app", "_by_app", "_has_rates", "_hops", "_keys_by_peer", "_limiter", "_of_addresses",
+        "_of_sites", "_of_users", "_told_below", "_warned",
     )
 
     def __init__(self, app: App, limiter: RateLimiter, by_app: AppRates) -> None:
@@ -64,6 +64,7 @@ class RequestRates:
         self._of_addresses = of_addresses(config)
         self._of_sites = of_sites(config)
         self._of_users = of_users(config)
+        self._has_rates = self._of_addresses.limit > 0 or by_app.has_routes
         self._told_below = _TOLD_BELOW[config.rate_limit_headers]
         self._keys_by_peer: dict[tuple[str, str | None], tuple[int, int | None]] = {}
         self._warned = False
@@ -79,7 +80,7 @@ class RequestRates:
             StoreUnavailable: of `auth`.
         """
         env = req.env
-        if req.path in _PROBES:
+        if not self._has_rates or req.path in _PROBES:
             return
         token = bearer_token(env.get("HTTP_AUTHORIZATION"))
         if token and is_admin_token(token, self._app.config):
