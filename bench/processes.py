@@ -1,10 +1,12 @@
 """Processes: memory, start, restarts and idle cost of a whole server.
 
     bench/processes.py [--checkout DIR …] [--rounds N] [--only start idle restart load dev]
+                       [--database-url postgresql://…]
 
 For each checkout (this one, unless others are named; each with a ``.venv``):
 
-- `ready_s`: from the start of `pylonctl start` to `/readyz` saying 200.
+- `ready_s`: from the start of `pylonctl start` to `/readyz` saying 200; `ready_cpu_s`: the CPU time
+  of all processes until then, which says more beside other work.
 - `idle_pss_mib`, `idle_rss_mib`: of all processes together (``smaps_rollup``); `loaded_pss_mib` is
   the same after 100,000 inserts, reads of every kind and with 1,000 open sockets (``load``).
 - `idle_cpu_percent`: of one core, all processes; `wakeups_per_s`: voluntary context switches of all
@@ -94,6 +96,15 @@ def activity(pids: list[int]) -> dict[int, tuple[int, int]]:
                     switches += int(line.split()[1])
         found[pid] = (cpu_ns, switches)
     return found
+
+
+def cpu_s(root: int) -> float:
+    """Return the CPU time of a process, its descendants, and those that it has reaped."""
+    ticks = 0
+    for pid in processes_below(root):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def measure_idle(server: Server, idle_s: float, figures: Figures, wakeups: Figures) -> None:
@@ -188,6 +199,7 @@ def measure_start(checkout: Path | None, figures: Figures, **settings: str) -> A
     context = served(checkout=checkout, poll_s=0.005, **settings)
     server = context.__enter__()
     figures["ready_s"].append(time.monotonic() - started_s)
+    figures["ready_cpu_s"].append(cpu_s(server.process.pid))
     return context, server
 
 
@@ -262,18 +274,20 @@ def main() -> None:
     parser.add_argument("--idle-s", type=float, default=20.0)
     parser.add_argument("--only", nargs="+", default=["start", "idle", "restart"],
                         choices=["start", "idle", "restart", "load", "dev"])
+    parser.add_argument("--database-url", help="an empty PostgreSQL database, for start and idle")
     options = parser.parse_args()
     checkouts: list[Path | None] = options.checkout or [None]
+    settings = {} if options.database_url is None else {"DATABASE_URL": options.database_url}
     figures: dict[Path | None, Figures] = {each: defaultdict(list) for each in checkouts}
     wakeups: dict[Path | None, Figures] = {each: defaultdict(list) for each in checkouts}
     if "start" in options.only:
         for _ in range(options.rounds):
             for checkout in checkouts:
-                context, _server = measure_start(checkout, figures[checkout])
+                context, _server = measure_start(checkout, figures[checkout], **settings)
                 context.__exit__(None, None, None)
     for checkout in checkouts:
         if "idle" in options.only or "load" in options.only:
-            context, server = measure_start(checkout, defaultdict(list))
+            context, server = measure_start(checkout, defaultdict(list), **settings)
             if "idle" in options.only:
                 measure_idle(server, options.idle_s, figures[checkout], wakeups[checkout])
             if "load" in options.only:

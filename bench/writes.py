@@ -5,7 +5,8 @@
 
 Each checkout serves with the interpreter of its own ``.venv``, on a database of its own. The runs
 of all servers alternate, since the speed of a machine changes from minute to minute. A line is the
-median of its runs, each figure by itself; `lowest p99` is that of the quietest run. `--reader` adds
+median of its runs, each figure by itself; `lowest p99` is that of the quietest run, and `lower
+quartile` that of the CPU: beside other work compare it, over many short runs. `--reader` adds
 a server of this checkout whose database another program reads: it holds a snapshot from before the
 first write to the end. `--threads` prints the CPU of each thread for one write.
 wrk runs on the same machine. Bounded: about `seconds` for each run.
@@ -137,6 +138,8 @@ def _median(runs: list[Run]) -> Run:
     line: Run = {name: statistics.median(run[name] for run in runs) for name in _FIGURES}
     line["errors"] = sum(run["errors"] for run in runs)
     line["lowest_p99_ms"] = min(run["p99_ms"] for run in runs)
+    totals = sorted(sum(run["cpu_us"].values()) for run in runs)
+    line["low_cpu_us"] = totals[len(totals) // 4]
     line["cpu_us"] = {
         name: statistics.median(run["cpu_us"].get(name, 0.0) for run in runs)
         for name in runs[0]["cpu_us"]
@@ -149,7 +152,7 @@ def _text(name: str, kind: str, connections: int, line: Run) -> str:
         f"{name:<14} {kind:<7} {connections:>4} conn  {line['requests_per_s']:>8,.0f}/s"
         f"  p50 {line['p50_ms']:>6.2f}  p99 {line['p99_ms']:>6.2f}  p99.9 {line['p999_ms']:>6.2f}"
         f"  lowest p99 {line['lowest_p99_ms']:>6.2f} ms"
-        f"  CPU {sum(line['cpu_us'].values()):>4.0f} us"
+        f"  CPU {sum(line['cpu_us'].values()):>4.0f} us, lower quartile {line['low_cpu_us']:>5.1f}"
         f"  errors {line['errors']}"
     )
 
