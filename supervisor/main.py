@@ -201,9 +201,6 @@ def _assemble(
     stack.callback(engine.close)
     _carry_hints(previous_run, store, manifest, runtime)
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
-    pending = PendingSchema(store.schema, manifest)
-    pending.start()
-    stack.callback(pending.stop)
     source = store.changes(clock, SystemRandom(), config.database_poll_s)
     relay = None
     if source is not None:
@@ -213,6 +210,11 @@ def _assemble(
     nodes = _join_nodes(
         store, config, manifest, clock, broken, curve_key=prepare_cluster(config, runtime)
     )
+    pending = PendingSchema(
+        store.schema, manifest, others=None if nodes is None else lambda: nodes.others
+    )
+    pending.start()
+    stack.callback(pending.stop)
     node_hints = node_rates = None
     if nodes is not None:
         node_rates = NodeRates(nodes, clock)

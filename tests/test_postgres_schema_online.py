@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import psycopg
@@ -26,6 +27,7 @@ from pylon.manifest.model import Default, Entity, Field, FieldType, Index, Manif
 from pylon.schema.options import MigrationOptions
 from pylon.storage.postgres.locks import WRITER, lock_key
 from pylon.storage.postgres.schema import apply, backfill, online
+from pylon.storage.postgres.schema import fill as fill_module
 from pylon.storage.postgres.schema.apply import prepare_store
 from pylon.storage.postgres.schema.pending import count_pending, finish_pending
 from tests.support.schema_stage import SchemaStage
@@ -35,6 +37,7 @@ ITEM = Entity("Item", (
     Field("title", TEXT, False, False), Field("rank", FieldType.INT, True, False),
 ))
 APP = Manifest("items", "1", (ITEM,))
+APP_BEFORE = replace(APP, text="before")  # with another digest than the manifests below
 # Everything that a start can add to a table that has rows.
 WANTED = replace(APP, entities=(replace(
     ITEM,
@@ -45,6 +48,10 @@ WANTED = replace(APP, entities=(replace(
     ),
     indexes=(Index("by_rank", ("rank", "title"), False, ("rank",)),),
     search=Search(("title",), (), ("rank",)),
+),))
+# The same without what the older manifest would refuse: a field that is unique in the database.
+WIDER = replace(WANTED, entities=(replace(
+    WANTED.entities[0], fields=(ITEM.fields[0], *WANTED.entities[0].fields[1:]),
 ),))
 ROWS: Final = 30_000
 LONGEST_S: Final = 0.3  # that a statement of others may wait, beside what it takes without a start
@@ -137,6 +144,27 @@ def test_nobody_waits_long_while_a_start_changes_a_table(stage: SchemaStage) -> 
     assert row == (str(ROWS),) * 4
     assert stage.ask("SELECT id FROM \"Item\" WHERE _json::json ->> 'state' IS DISTINCT FROM 'new' "
                      "OR (_json::json -> 'note') IS NULL") == []
+
+
+def test_nobody_waits_long_while_versions_are_mixed_and_no_longer(stage: SchemaStage) -> None:
+    """Triggers are made and dropped, and all rows are written for the manifest that is left."""
+    fill(stage, ROWS)
+    register(stage, "old", APP_BEFORE)
+    calm = Load(stage)
+    with calm.running():
+        time.sleep(1.5)
+    load = Load(stage)
+    session = stage.open()
+    with load.running():
+        stage.start(WIDER)
+        stage.ask("DELETE FROM _pylon_nodes")
+        assert finish_pending(session, APP_BEFORE) == 0
+    session.close()
+    print(f"without a change: {calm.longest_s}, with one: {load.longest_s}, {load.counts}")
+    assert load.failures == [] and min(load.counts.values()) > 50
+    for kind, longest_s in load.longest_s.items():
+        assert longest_s < LONGEST_S + calm.longest_s[kind], kind
+    check_keys(stage, ROWS, ("id", "rank", "title"))
 
 
 def test_a_long_transaction_delays_the_change_and_not_the_readers(stage: SchemaStage) -> None:
@@ -302,33 +330,153 @@ def test_plain_indexes_of_a_large_table_wait_until_the_node_serves(
     assert stage.ask("SELECT 1 FROM pg_indexes WHERE indexname = 'Item_by_rank'") == []
 
 
-def test_rows_of_nodes_with_the_manifest_before_are_mended_when_they_have_gone(
-    stage: SchemaStage,
-) -> None:
-    fill(stage, 100)
+def register(stage: SchemaStage, node: str, manifest: Manifest) -> None:
+    """Have a node with a manifest live for the next 10 s."""
     stage.ask(
         "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, "
-        "started_at, seen_at) VALUES ('old', '', '', '', 'before', '', now(), now())"
+        "started_at, seen_at) VALUES ($1, '', '', '', $2, '', now(), now())",
+        node, sha256(manifest.text.encode()).hexdigest(),
     )
-    stage.start(WANTED)
-    # The old node changes a row and inserts one, as it knows them; a new one writes a third.
+
+
+def write_as_old(stage: SchemaStage) -> None:
+    """Change a row and insert one as a node with `APP` knows them, with their events."""
     stage.ask("UPDATE \"Item\" SET title = 'Zoë', _seq = 5000, "
               "_json = '{\"id\":\"00000001\",\"rank\":1,\"title\":\"Zoë\"}' WHERE id = '00000001'")
     stage.ask("INSERT INTO \"Item\" (id, title, _json, _seq) VALUES ('new', 'Blue tea', "
               "'{\"id\":\"new\",\"rank\":null,\"title\":\"Blue tea\"}', 5001)")
+    stage.ask(
+        "INSERT INTO _pylon_change_log (seq, entity, row_id, kind, data, prev_data, timestamp) "
+        "SELECT _seq, 'Item', id, 'update', json_build_object('id', id, 'title', title)::text, "
+        "NULL, 1 FROM \"Item\" WHERE _seq BETWEEN 5000 AND 5001 ORDER BY _seq"
+    )
+    stage.ask("SELECT setval('_pylon_seq', 5001)")
+
+
+def test_rows_of_nodes_with_the_manifest_before_are_mended_when_they_have_gone(
+    stage: SchemaStage,
+) -> None:
+    fill(stage, 100)
+    register(stage, "old", APP_BEFORE)
+    stage.start(WANTED)
+    stage.ask("UPDATE \"Item\" SET note = 'kept' WHERE id = '00000001'")
+    write_as_old(stage)
     stage.add(WANTED, "Item", "third", title="Third", state="old")
     stage.ask("UPDATE \"Item\" SET _seq = 5002 WHERE id = 'third'")
+    # Readers and followers of the log find complete rows at once.
+    changed = {row["id"]: row for row in stage.rows("Item") if row["id"] in ("00000001", "new")}
+    assert changed["00000001"] == {
+        "id": "00000001", "note": "kept", "rank": 1, "state": "new", "title": "Zoë",
+    }
+    assert changed["new"] == {
+        "id": "new", "note": None, "rank": None, "state": "new", "title": "Blue tea",
+    }
+    images = [orjson.loads(str(data)) for (data,) in stage.ask(
+        "SELECT data FROM _pylon_change_log ORDER BY seq"
+    )]
+    assert [(image["note"], image["state"]) for image in images] == [
+        ("kept", "new"), (None, "new"),
+    ]
     session = stage.open()
     assert finish_pending(session, WANTED) == 1, "the old node lives"
-    assert "note" not in stage.rows("Item")[0]
     stage.ask("DELETE FROM _pylon_nodes")
     assert finish_pending(session, WANTED) == 0
-    session.close()
     check_rows(stage, 102)
     versions = dict(stage.ask("SELECT id, _seq FROM \"Item\" WHERE _seq > 4000"))
     assert versions["third"] == "5002", "what was right stays"
-    assert "5000" not in versions.values() and "5001" not in versions.values()
     assert stage.ask("SELECT _fold_title FROM \"Item\" WHERE id = '00000001'") == [("zoë",)]
+    # Clients of the old node have not seen the note and the state of the rows that it wrote.
+    told = stage.ask("SELECT row_id, data, seq FROM _pylon_change_log WHERE seq > 5001 "
+                     "ORDER BY seq")
+    assert [row_id for row_id, _, _ in told] == ["00000001", "new"]
+    assert orjson.loads(str(told[0][1]))["note"] == "kept"
+    assert [versions[str(row_id)] for row_id, _, _ in told] == [seq for _, _, seq in told]
+    assert stage.ask("SELECT tgname FROM pg_trigger WHERE tgname = '_pylon_fill'") == []
+    assert stage.ask("SELECT proname FROM pg_proc WHERE starts_with(proname, '_pylon_fill')") == []
+    assert finish_pending(session, WANTED) == 0
+    session.close()
+    assert len(stage.ask("SELECT 1 FROM _pylon_change_log")) == 4, "they are told once"
+
+
+def test_a_node_with_the_manifest_before_takes_nothing_away_from_newer_ones(
+    stage: SchemaStage,
+) -> None:
+    fill(stage, 50)
+    stage.start(WIDER)
+    register(stage, "new", WIDER)
+    before = stage.ask('SELECT id, _json, _seq FROM "Item" ORDER BY id')
+    indexes = stage.ask("SELECT indexname FROM pg_indexes ORDER BY 1")
+    stage.start(APP_BEFORE)
+    assert stage.ask('SELECT id, _json, _seq FROM "Item" ORDER BY id') == before
+    assert stage.ask("SELECT indexname FROM pg_indexes ORDER BY 1") == indexes
+    register(stage, "old", APP_BEFORE)
+    write_as_old(stage)
+    check_keys(stage, 51, ("id", "note", "rank", "state", "title"))
+    session = stage.open()
+    # The newer ones leave: what they alone needed goes, but for the columns.
+    stage.ask("DELETE FROM _pylon_nodes WHERE node = 'new'")
+    assert finish_pending(session, APP_BEFORE) == 0
+    check_keys(stage, 51, ("id", "rank", "title"))
+    assert stage.ask("SELECT 1 FROM pg_indexes WHERE indexname = 'Item_by_rank'") == []
+    assert stage.left(APP_BEFORE) == []
+    session.close()
+
+
+def test_a_start_that_writes_all_rows_as_before_is_made_good_by_a_newer_node(
+    stage: SchemaStage,
+) -> None:
+    """A build that does not look who else lives writes all rows with its own fields."""
+    fill(stage, 20)
+    stage.start(WIDER)
+    stage.ask("UPDATE \"Item\" SET note = 'kept' WHERE id = '00000001'")
+    stage.start(APP_BEFORE)
+    register(stage, "old", APP_BEFORE)
+    check_keys(stage, 20, ("id", "rank", "title"))
+    session = stage.open()
+    for _ in range(2):
+        finish_pending(session, WIDER)
+        check_keys(stage, 20, ("id", "note", "rank", "state", "title"))
+    assert stage.rows("Item")[0]["note"] == "kept"
+    versions = stage.ask('SELECT max(_seq) FROM "Item"')
+    stage.start(WIDER)
+    assert stage.ask('SELECT max(_seq) FROM "Item"') == versions, "nothing is written twice"
+    session.close()
+
+
+def check_keys(stage: SchemaStage, rows: int, keys: tuple[str, ...]) -> None:
+    found = stage.rows("Item")
+    assert len(found) == rows and {tuple(sorted(row)) for row in found} == {keys}
+
+
+KINDS = Entity("Kind", (
+    Field("text", TEXT, True, False), Field("whole", FieldType.INT, True, False),
+    Field("real", FieldType.FLOAT, True, False), Field("flag", FieldType.BOOL, True, False),
+    Field("price", FieldType.DECIMAL, True, False), Field("data", FieldType.JSON, True, False),
+    Field("at", FieldType.DATETIME, True, False),
+))
+
+
+@pytest.mark.parametrize("values", [
+    {"text": 'a "quoted" \\ é\n', "whole": -(2**63), "real": 0.1, "flag": True, "price": "-12.5",
+     "data": {"b": [1, None], "a": "x"}, "at": "2026-01-02T03:04:05.000000Z"},
+    {"text": "", "whole": 0, "real": 1e300, "flag": False, "price": "0", "data": [], "at": None},
+    {"price": "9999999999999999999.0000000000000000001", "data": "text", "real": -3.0},
+])
+def test_triggers_write_the_json_that_the_codec_writes(
+    stage: SchemaStage, values: dict[str, Any]
+) -> None:
+    app = Manifest("kinds", "1", (KINDS,))
+    stage.start(app)
+    stage.add(app, "Kind", "a", **values)
+    ((wanted,),) = stage.ask('SELECT _json FROM "Kind"')
+    fill_module.add_fill(
+        stage.session, "Kind", {field.name: field.type.value for field in KINDS.fields},
+        online.OnlineSteps(stage.session),
+    )
+    stage.ask("UPDATE \"Kind\" SET _json = '{\"id\":\"a\"}'")
+    ((found,),) = stage.ask('SELECT _json FROM "Kind"')
+    assert orjson.loads(str(found)) == orjson.loads(str(wanted))
+    assert list(orjson.loads(str(found))) == list(orjson.loads(str(wanted)))
 
 
 def test_steps_of_a_backfill_adapt_to_the_time_they_take(stage: SchemaStage) -> None:

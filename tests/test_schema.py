@@ -279,7 +279,7 @@ def test_a_unique_index_named_like_a_fields_own_is_the_manifests(tmp_path: Path)
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("UPDATE _pylon_meta SET value = '2' WHERE key = 'schema_format'", "schema format 2"),
+        ("UPDATE _pylon_meta SET value = '3' WHERE key = 'schema_format'", "schema format 3"),
         ("UPDATE _pylon_meta SET value = 'x' WHERE key = 'schema_format'", "schema format x"),
         ("UPDATE _pylon_schema_history SET manifest_version = 2", "manifest version 2"),
     ],

@@ -22,27 +22,43 @@ from pylon.schema.database import Database
 from pylon.schema.plan import columns_to_fill
 from pylon.schema.steps import Plan
 
-SCHEMA_FORMAT: Final = 1  # of the system tables; a newer Pylon may write a higher one
+# The format of the system tables. A build writes `WRITES_FORMAT`; builds of `READS_FROM` and later
+# can run on what it writes. An addition that older builds may ignore raises the first alone.
+WRITES_FORMAT: Final = 2
+READS_FROM: Final = 1
 COLUMNS: Final = (
     "manifest_version", "app_version", "applied_at", "operation_count", "baseline", "plan_json",
 )
 
 
-def refuse_newer(schema_format: str | None, manifest_version: int | None) -> None:
-    """Refuse a database that a newer Pylon has written.
+def refuse_newer(reads_from: str | None, manifest_version: int | None) -> None:
+    """Refuse a database that a newer Pylon has written in a way that this one cannot read.
 
     Args:
-        schema_format: the noted one; None: nothing is noted.
+        reads_from: the noted one (`schema_format` in `_pylon_meta`); None: nothing is noted.
         manifest_version: the highest one of the history; None: there is no history.
 
     Raises:
-        SchemaRefused: its schema format or manifest version is higher than ours.
+        SchemaRefused: this build is older than `reads_from`, or the manifest version is higher
+            than ours.
     """
-    found = schema_format or "0"
-    if not found.isdecimal() or int(found) > SCHEMA_FORMAT:
-        raise _newer(f"schema format {found}", str(SCHEMA_FORMAT))
+    found = reads_from or "0"
+    if not found.isdecimal() or int(found) > WRITES_FORMAT:
+        raise _newer(f"schema format {found}", str(WRITES_FORMAT))
     if manifest_version is not None and manifest_version > FORMAT_VERSION:
         raise _newer(f"manifest version {manifest_version}", str(FORMAT_VERSION))
+
+
+def formats_after(reads_from: str | None, writes: str | None) -> tuple[str, str]:
+    """Return what to note after a start of this build: reads-from and writes, neither lower than
+    another build has noted them."""
+    return (
+        str(max(READS_FROM, _number_of(reads_from))), str(max(WRITES_FORMAT, _number_of(writes)))
+    )
+
+
+def _number_of(noted: str | None) -> int:
+    return int(noted) if noted is not None and noted.isdecimal() else 0
 
 
 def _newer(what: str, ours: str) -> SchemaRefused:

@@ -34,9 +34,11 @@ FIND_OPS: Final = (
     "JOIN unnest($1::text[], $2::text[]) AS asked (identity, op_id) USING (identity, op_id)"
 )
 # The seq of a batch's first event, after a lost connection: $1 is a head from before the batch.
+# While versions are mixed, triggers may have added members to the images (`schema.fill`).
 _FIND_COMMITTED: Final = (
     "SELECT seq FROM _pylon_change_log WHERE seq > $1 AND entity = $2 AND row_id = $3 "
-    "AND kind = $4 AND data IS NOT DISTINCT FROM $5 AND prev_data IS NOT DISTINCT FROM $6 "
+    "AND kind = $4 AND (data IS NOT DISTINCT FROM $5 OR data::jsonb @> $5::jsonb) "
+    "AND (prev_data IS NOT DISTINCT FROM $6 OR prev_data::jsonb @> $6::jsonb) "
     "AND timestamp = $7 ORDER BY seq DESC LIMIT 1"
 )
 _COUNT_BETWEEN: Final = "SELECT count(*) FROM _pylon_change_log WHERE seq >= $1 AND seq <= $2"

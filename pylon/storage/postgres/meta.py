@@ -1,7 +1,7 @@
 """Meta table: stores facts about a database that outlive a run, in `_pylon_meta`.
 
-Keys: `lineage` (made with the database, kept by its backups), `schema_format` and `indexes` (see
-`pylon.storage.postgres.schema.history`), `shape:<Entity>` (see
+Keys: `lineage` (made with the database, kept by its backups), `schema_format`, `schema_writes` and
+`indexes` (see `pylon.storage.postgres.schema.history`), `shape:<Entity>` (see
 `pylon.storage.postgres.schema.backfill`), `search:<Entity>` (see
 `pylon.storage.postgres.schema.search`), `references` (see `pylon.manifest.references`),
 `constraints:<Entity>` (see `pylon.storage.core.broken_rows`), `document_rules:<Entity>`

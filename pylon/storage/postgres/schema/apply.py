@@ -8,10 +8,12 @@ of the plan; the next one continues it.
 
 An index that is not unique, over a large table, is left for later (`pending`): no answer
 depends on it. What a start does not leave for later, it has done when it serves: columns, unique
-indexes, the JSON and the words of all rows.
+indexes, the JSON and the words of all rows. While nodes with another manifest live, it takes
+nothing away that they may use, and triggers add the keys that their rows lack (`fill`). If the rows
+have more fields than its own manifest, this node is the older one and leaves them as they are.
 
-Invariants: after `prepare_store` every row has its `_json`, with the manifest's fields and no
-other, but for rows that nodes with the manifest before still write (`pending` mends them). A row
+Invariants: after `prepare_store` every row has its `_json`, with all fields of the manifest; with
+others only while nodes live that have them, until `pending` has mended the rows. A row
 whose JSON has changed has a `_seq` that it never had before. A database with rows has a head seq
 above 0. `prepare_store` is called by the engine (`pylon.storage.postgres.engine`), `complete` also
 by `rewrite`.
@@ -51,7 +53,13 @@ from pylon.storage.postgres.schema.catalogue import (
 from pylon.storage.postgres.schema.leader import LOCK_WAIT_S, alone
 from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.online import OnlineSteps
-from pylon.storage.postgres.schema.pending import may_wait, note_mixed
+from pylon.storage.postgres.schema.pending import (
+    find_others,
+    join_mixed,
+    leaves,
+    may_wait,
+    note_mixed,
+)
 from pylon.storage.postgres.schema.results import ask, ask_number, ask_one, text_rows
 from pylon.storage.postgres.transfer.unfinished import refuse_unfinished
 from pylon.storage.postgres.wire import BlockingSession
@@ -152,6 +160,10 @@ def complete(
     is_within = session.is_in_transaction
     plan = plan_for(session, manifest)
     plan.check()
+    others = [] if is_within else find_others(session, manifest)
+    if others:
+        plan = _without_removals(plan)
+        _log.info("schema.mixed", others=others)
     lines = [*before, *(step.render() for step in plan.steps)]
     head = 0
     if not is_within:
@@ -162,7 +174,7 @@ def complete(
     # Noted before they are made: a killed start must not leave one that no later start drops.
     additions = replace(plan, steps=tuple(s for s in plan.steps if s.kind == "add_index"))
     history.note_own_indexes(session, own_after(catalogue, manifest, additions))
-    _execute(session, manifest, plan, new_tables, head)
+    _execute(session, manifest, plan, new_tables, head, is_mixed=bool(others))
     history.note_own_indexes(session, own_after(catalogue, manifest, plan))
 
     lineage = meta.get(session, "lineage")
@@ -175,7 +187,7 @@ def complete(
             with transaction(session):
                 open_epoch(session, "rows without a change log", clock)
         epoch_opened = True
-    _write_rows(session, manifest, new_tables, head)
+    _write_rows(session, manifest, new_tables, head, is_mixed=bool(others))
     broken_rows.report_broken_rows(manifest, _Facts(session), _first_values(session))
     if lineage is None:
         lineage = SystemRandom().token_hex(_LINEAGE_BYTES)
@@ -184,6 +196,14 @@ def complete(
     history.note_unfinished(session, ())
     return Prepared(
         plan, created, epoch_opened, lineage, retained_columns(catalogue, manifest, _FILL_VALUES)
+    )
+
+
+def _without_removals(plan: Plan) -> Plan:
+    """Return a plan without the indexes that only leave: `pending` drops them later."""
+    added = {step.name for step in plan.steps if step.kind == "add_index"}
+    return replace(
+        plan, steps=tuple(s for s in plan.steps if not leaves(s) or s.name in added)
     )
 
 
@@ -196,7 +216,8 @@ def _note_begin(session: BlockingSession, lines: Sequence[str]) -> None:
 
 
 def _execute(
-    session: BlockingSession, manifest: Manifest, plan: Plan, new_tables: set[str], head: int
+    session: BlockingSession, manifest: Manifest, plan: Plan, new_tables: set[str], head: int,
+    *, is_mixed: bool,
 ) -> None:
     """Execute the steps but those that may wait."""
     steps = OnlineSteps(session)
@@ -204,8 +225,8 @@ def _execute(
     for step in plan.steps:
         if step.kind == "fill_fold":
             field = step.name.removeprefix(FOLD_PREFIX)
-            if not session.is_in_transaction:
-                note_mixed(session, manifest, step.entity, head)
+            if is_mixed:
+                note_mixed(session, step.entity, head)
             backfill(
                 session, manifest.by_name[step.entity], Goal(step.name, folds=(field,))
             )
@@ -218,7 +239,8 @@ def _execute(
             steps.run(step)
         else:
             steps.run(step, new_tables)
-    search.forget_left(session, manifest, steps)
+    if not is_mixed:
+        search.forget_left(session, manifest, steps)
     for entity in manifest.entities:
         search.add_columns(session, entity, steps, new_tables)
         if session.is_in_transaction and entity.name not in new_tables:
@@ -234,21 +256,32 @@ def _name_key(session: BlockingSession, entity: Entity, steps: OnlineSteps) -> N
 
 
 def _write_rows(
-    session: BlockingSession, manifest: Manifest, new_tables: set[str], head: int
+    session: BlockingSession, manifest: Manifest, new_tables: set[str], head: int, *,
+    is_mixed: bool,
 ) -> None:
-    """Write the JSON and the words of entities whose rows have to change."""
+    """Write the JSON and the words of entities whose rows have to change.
+
+    Args:
+        is_mixed: nodes with another manifest live.
+    """
+    steps = OnlineSteps(session)
     for entity in manifest.entities:
         key, shape = f"shape:{entity.name}", shape_of(entity)
+        has_json = meta.get(session, key) != shape
+        has_words = not search.is_current(session, entity)
+        if has_json and is_mixed and entity.name not in new_tables:
+            has_json = join_mixed(session, entity, head, steps)
+            if not has_json:  # the rows have more than this manifest
+                continue
         goal = Goal(
             sha256((shape + search.built_for(entity)).encode()).hexdigest(),
-            has_json=meta.get(session, key) != shape,
-            has_words=not search.is_current(session, entity),
+            has_json=has_json, has_words=has_words,
         )
         if goal.is_empty:
             continue
         if entity.name not in new_tables:
-            if not session.is_in_transaction:
-                note_mixed(session, manifest, entity.name, head)
+            if is_mixed:
+                note_mixed(session, entity.name, head)
             rows = backfill(session, entity, goal)
             _log.info("schema.rows.written", entity=entity.name, rows=rows,
                       json=goal.has_json, words=goal.has_words)

@@ -23,6 +23,10 @@ from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.results import ask, ask_one
 from pylon.storage.postgres.statements import Session
 
+# Keys of `_pylon_meta`. Builds before `WRITES` refuse a database whose `READS_FROM` is above their
+# own format, so it has the name that they know.
+READS_FROM: Final = "schema_format"
+WRITES: Final = "schema_writes"
 _UNFINISHED: Final = "unfinished"
 _TABLE: Final = "_pylon_schema_history"
 
@@ -31,14 +35,15 @@ def refuse_newer(session: Session) -> None:
     """Refuse a database that a newer Pylon has written.
 
     Raises:
-        SchemaRefused: its schema format or manifest version is higher than ours.
+        SchemaRefused: this build is older than the database's reads-from number, or its manifest
+            version is higher than ours.
     """
-    schema_format = newest = None
+    reads_from = newest = None
     if has_table(session, "_pylon_meta"):
-        schema_format = meta.get(session, "schema_format")
+        reads_from = meta.get(session, READS_FROM)
     if has_table(session, _TABLE):
         newest = ask_one(session, f"SELECT max(manifest_version) FROM {_TABLE}")
-    history.refuse_newer(schema_format, None if newest is None else int(newest))
+    history.refuse_newer(reads_from, None if newest is None else int(newest))
 
 
 def record(
@@ -50,7 +55,11 @@ def record(
     session.execute(
         f"INSERT INTO {_TABLE} ({', '.join(values)}) VALUES ({marks})", tuple(values.values())
     )
-    meta.put(session, "schema_format", str(history.SCHEMA_FORMAT))
+    reads_from, writes = history.formats_after(
+        meta.get(session, READS_FROM), meta.get(session, WRITES)
+    )
+    meta.put(session, READS_FROM, reads_from)
+    meta.put(session, WRITES, writes)
 
 
 def entries(session: Session, limit: int) -> list[dict[str, Any]]:

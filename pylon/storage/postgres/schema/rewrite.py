@@ -45,9 +45,10 @@ from pylon.storage.postgres.schema.catalogue import (
     kinds_before,
     plan_for,
 )
+from pylon.storage.postgres.schema.fill import remove_fill
 from pylon.storage.postgres.schema.leader import alone
 from pylon.storage.postgres.schema.live import has_table, introspect
-from pylon.storage.postgres.schema.online import FAULTS, refusal_text
+from pylon.storage.postgres.schema.online import FAULTS, OnlineSteps, refusal_text
 from pylon.storage.postgres.schema.results import ask, ask_one
 from pylon.storage.postgres.wire import BlockingSession
 
@@ -88,6 +89,7 @@ def apply_plan(
             make_system_tables(session)
             if plan.rewrites:
                 _refuse_serving(session)
+                remove_fill(session, OnlineSteps(session))
             try:
                 _rewrite(session, manifest, asked, plan, clock)
             except FAULTS as error:
@@ -189,7 +191,7 @@ def _rename_indexes(
 
 def _drop_facts(session: BlockingSession, entity: str) -> None:
     """Remove what `_pylon_meta` notes about the rows of an entity."""
-    for key in ("shape", "search", "constraints", "backfill"):
+    for key in ("shape", "search", "constraints", "backfill", "mixed"):
         meta.remove(session, f"{key}:{entity}")
 
 

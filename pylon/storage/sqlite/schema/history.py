@@ -69,7 +69,8 @@ def record(
         tuple(values.values()),
     )
     meta.put(conn, "history_rows", str(row_count(conn)))
-    meta.put(conn, "schema_format", str(history.SCHEMA_FORMAT))
+    reads_from, _ = history.formats_after(meta.get(conn, "schema_format"), None)
+    meta.put(conn, "schema_format", reads_from)
 
 
 def entries(conn: apsw.Connection, limit: int) -> list[dict[str, Any]]:
