@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,72 @@ def test_an_unreachable_database_is_one_line(ctl: Ctl, tmp_path: Path) -> None:
     done = ctl("schema", "inspect", DATABASE_URL=url)
     assert done.returncode != 0 and "there is no database at postgresql://nobody@" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_finish_makes_the_database_as_narrow_as_the_manifest(
+    stage: SchemaStage, ctl: Ctl, tmp_path: Path
+) -> None:
+    env = {"DATABASE_URL": stage.url}
+    manifest = tmp_path / "pylon.manifest.json"
+    # `n` is required now; rows that lack it refuse that.
+    manifest.write_text(json.dumps(app(title=("string",), n=("string",))))
+    done = ctl("schema", "finish", "--dry-run", **env)
+    assert (done.returncode, "Note.n: required, and 1 rows have null" in done.stdout) == (1, True)
+    stage.ask("UPDATE \"Note\" SET n = '8' WHERE n IS NULL")
+    wanted = parsed(json.loads(manifest.read_text()))
+    stage.start(wanted)
+    stage.ask(
+        "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, "
+        "started_at, seen_at) VALUES ('old', '', '', '', 'x', '', now(), now())"
+    )
+    refused = ctl("schema", "finish", **env)
+    assert refused.returncode == 1 and "nodes with another manifest live: old" in refused.stderr
+    assert not _is_not_null(stage, "n")
+    stage.ask("DELETE FROM _pylon_nodes")
+    done = ctl("schema", "finish", "--json", **env)
+    body = decode_output(done)
+    assert (done.returncode, body["code"]) == (0, "FINISH_DONE"), done.stderr
+    assert [step["op"] for step in body["steps"]] == ["alter_field"]
+    assert _is_not_null(stage, "n")
+    assert stage.ask("SELECT conname FROM pg_constraint WHERE contype = 'c'") == []
+    assert "nothing to do" in ctl("schema", "finish", **env).stdout
+    # A start with the older manifest widens the column again: it reads no row for that.
+    stage.start(parsed(app(title=("string",), n=("string", True))))
+    assert not _is_not_null(stage, "n")
+
+
+def test_finish_removes_a_field_that_no_node_fills(
+    stage: SchemaStage, ctl: Ctl, tmp_path: Path
+) -> None:
+    env = {"DATABASE_URL": stage.url}
+    manifest = tmp_path / "pylon.manifest.json"
+    manifest.write_text(json.dumps(app(n=("string", True))))
+    wanted = parsed(json.loads(manifest.read_text()))
+    stage.start(wanted)
+    drop = ("schema", "finish", "--drop-field", "Note.title", "--allow-destructive", "--yes")
+    early = ctl(*drop, **env)
+    assert early.returncode == 1 and "it demands a value" in early.stderr
+    done = ctl("schema", "finish", **env)
+    assert "Note.title: may be null" in done.stdout, done.stderr
+    digest = sha256(wanted.text.encode()).hexdigest()
+    stage.ask(
+        "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, "
+        "started_at, seen_at) VALUES ('n1', '', '', '', $1, '', now(), now())", digest
+    )
+    filling = ctl(*drop, **env)
+    assert filling.returncode == 1 and "still fill it" in filling.stderr and "n1" in filling.stderr
+    stage.ask("UPDATE _pylon_nodes SET started_at = now() + interval '2 s', "
+              "seen_at = now() + interval '1 min'")
+    blocked = ctl("schema", "finish", "--drop-field", "Note.title", **env)
+    assert blocked.returncode == 1 and "--allow-destructive" in blocked.stderr
+    done = ctl(*drop, **env)
+    assert done.returncode == 0, done.stderr
+    assert "remove_field Note.title" in done.stdout and "backup: " in done.stderr
+    assert [c.name for c in stage.manager.inspect() if c.name == "Note"]
+    assert "title" not in {c.name for t in stage.manager.inspect() if t.name == "Note"
+                           for c in t.columns}
+
+
+def _is_not_null(stage: SchemaStage, column: str) -> bool:
+    (table,) = (t for t in stage.manager.inspect() if t.name == "Note")
+    return next(c.not_null for c in table.columns if c.name == column)

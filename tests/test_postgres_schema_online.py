@@ -25,10 +25,13 @@ from pylon.clock import SystemClock
 from pylon.errors import SchemaRefused, StartDelayed
 from pylon.manifest.model import Default, Entity, Field, FieldType, Index, Manifest, Search
 from pylon.schema.options import MigrationOptions
+from pylon.schema.steps import Step
 from pylon.storage.postgres.locks import WRITER, lock_key
 from pylon.storage.postgres.schema import apply, backfill, online
+from pylon.storage.postgres.schema import contract as contract_module
 from pylon.storage.postgres.schema import fill as fill_module
 from pylon.storage.postgres.schema.apply import prepare_store
+from pylon.storage.postgres.schema.contract import finish_contract
 from pylon.storage.postgres.schema.pending import count_pending, finish_pending
 from tests.support.schema_stage import SchemaStage
 
@@ -165,6 +168,55 @@ def test_nobody_waits_long_while_versions_are_mixed_and_no_longer(stage: SchemaS
     for kind, longest_s in load.longest_s.items():
         assert longest_s < LONGEST_S + calm.longest_s[kind], kind
     check_keys(stage, ROWS, ("id", "rank", "title"))
+
+
+def test_nobody_waits_long_while_an_upgrade_is_finished(stage: SchemaStage) -> None:
+    """NOT NULL for a column of a large table, and a column that is dropped."""
+    fill(stage, ROWS)
+    narrow = replace(APP, text="narrow", entities=(replace(
+        ITEM, fields=(replace(ITEM.fields[1], optional=False),)
+    ),))
+    calm = Load(stage)
+    with calm.running():
+        time.sleep(1.5)
+    load = Load(stage)
+    session = stage.open()
+    with load.running():
+        stage.start(narrow)
+        done = finish_contract(
+            session, narrow, MigrationOptions(), SystemClock(), allow_destructive=False
+        )
+        drop = MigrationOptions(drop_fields=frozenset({("item", "title")}))
+        done += finish_contract(session, narrow, drop, SystemClock(), allow_destructive=True)
+    session.close()
+    assert [step.render() for step in done] == [
+        "alter_field Item.rank: NOT NULL", "alter_field Item.title: may be null",
+        "remove_field Item.title: its values are removed",
+    ]
+    print(f"without a change: {calm.longest_s}, with one: {load.longest_s}, {load.counts}")
+    assert load.failures == [] and min(load.counts.values()) > 50
+    for kind, longest_s in load.longest_s.items():
+        assert longest_s < LONGEST_S + calm.longest_s[kind], kind
+
+
+def test_a_null_that_comes_while_a_column_is_checked_is_no_harm(stage: SchemaStage) -> None:
+    fill(stage, 10)
+    must = replace(APP, entities=(replace(
+        ITEM, fields=(ITEM.fields[0], replace(ITEM.fields[1], optional=False))
+    ),))
+    contract = contract_module._Contract(stage.session)
+    stage.ask('UPDATE "Item" SET rank = NULL WHERE id = $1', "00000003")
+    with pytest.raises(psycopg.errors.CheckViolation):
+        contract.run(Step("alter_field", "Item", "rank", detail="NOT NULL"))
+    assert stage.ask("SELECT conname FROM pg_constraint WHERE contype = 'c'") == []
+    stage.ask('UPDATE "Item" SET rank = 0 WHERE id = $1', "00000003")
+    # A killed run has left its check; the next one takes it up.
+    stage.ask('ALTER TABLE "Item" ADD CONSTRAINT _pylon_required_rank '
+              'CHECK (rank IS NOT NULL) NOT VALID')
+    done = finish_contract(
+        stage.session, must, MigrationOptions(), SystemClock(), allow_destructive=False
+    )
+    assert [step.name for step in done] == ["rank"]
 
 
 def test_a_long_transaction_delays_the_change_and_not_the_readers(stage: SchemaStage) -> None:
@@ -405,10 +457,11 @@ def test_a_node_with_the_manifest_before_takes_nothing_away_from_newer_ones(
     stage.start(WIDER)
     register(stage, "new", WIDER)
     before = stage.ask('SELECT id, _json, _seq FROM "Item" ORDER BY id')
-    indexes = stage.ask("SELECT indexname FROM pg_indexes ORDER BY 1")
+    statement = "SELECT indexname FROM pg_indexes WHERE tablename = 'Item' ORDER BY 1"
+    indexes = stage.ask(statement)
     stage.start(APP_BEFORE)
     assert stage.ask('SELECT id, _json, _seq FROM "Item" ORDER BY id') == before
-    assert stage.ask("SELECT indexname FROM pg_indexes ORDER BY 1") == indexes
+    assert stage.ask(statement) == indexes
     register(stage, "old", APP_BEFORE)
     write_as_old(stage)
     check_keys(stage, 51, ("id", "note", "rank", "state", "title"))

@@ -21,6 +21,7 @@ from pylon.cli.output import (
     wants_json,
 )
 from pylon.cli.schema_apply import apply, plan, references
+from pylon.cli.schema_finish import finish
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.cli.stores import existing_store
 from pylon.manifest.diagnostics import ManifestInvalid
@@ -148,4 +149,5 @@ def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> No
 
 schema.add_command(plan)
 schema.add_command(apply)
+schema.add_command(finish)
 schema.add_command(references)

@@ -7,7 +7,7 @@ has the form of `schema push` in spec/http.md §8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -204,12 +204,12 @@ def _apply(
             note(line)
         result({"code": "PUSH_BLOCKED", "dry_run": False, "applied": False, **body}, "")
         return ERROR
-    if planned.rewrites and not yes and not _is_confirmed(planned, store):
+    if planned.rewrites and not yes and not is_confirmed(_lines(planned), store):
         result({"ok": False, "aborted": True}, "Aborted.")
         return ERROR
     saved = None
     if planned.rewrites and store.exists():
-        saved = _make_backup(store)
+        saved = make_backup(store)
     elif planned.rewrites:
         note("no backup: there is no table of Pylon's yet (pg_dump makes a copy of the others)")
     steps = schema.apply(app, options, allow_destructive=allow_destructive)
@@ -225,13 +225,14 @@ def _apply(
     return 0
 
 
-def _is_confirmed(planned: Plan, store: Backend) -> bool:
-    for line in _lines(planned):
+def is_confirmed(lines: Sequence[str], store: Backend) -> bool:
+    """Show a plan, and ask the operator."""
+    for line in lines:
         note(line)
     return ask_operator(f"Change {store.place}? [y/N] ") in _YES
 
 
-def _make_backup(store: Backend) -> Path:
+def make_backup(store: Backend) -> Path:
     """Make a backup bundle beside the database, without the manifest: that is already the new one.
 
     Returns: the folder.

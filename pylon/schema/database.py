@@ -120,6 +120,10 @@ class Database(Protocol):
 
     def fill_folds(self, entity: Entity, field: Field) -> str: ...
 
+    def drop_not_null(self, table: str, column: str) -> str:
+        """Return the statement after which a column may be null; "" if the table has to be
+        rebuilt for that."""
+
     def drop_column(self, table: str, column: str) -> str: ...
 
     def create_index(self, name: str, entity: Entity, index: Index) -> str: ...

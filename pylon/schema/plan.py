@@ -273,8 +273,11 @@ def _compare_field(
         details.append(f"the type changes to {wanted.type.value}")
     elif (problem := lossy_value(draft.database, entity, wanted, table, column)) is not None:
         draft.refusals.append(problem)
+    loosening = ""
     if wanted.optional and column.not_null:
-        details.append("required in the database, optional in the manifest")
+        loosening = draft.database.drop_not_null(entity.name, column.source)
+        if not loosening:
+            details.append("required in the database, optional in the manifest")
     # A column added later is never NOT NULL in the database. That is no difference while no row
     # has null, because the codec refuses null from then on.
     if not wanted.optional and not column.not_null:
@@ -309,6 +312,10 @@ def _compare_field(
             details.append("unique in the manifest, not in the database")
     if not wanted.unique and any(_is_field_unique(draft, entity, wanted, i) for i in single):
         details.append("unique in the database, not in the manifest")
+    if loosening and not details:
+        draft.steps.append(
+            Step("alter_field", entity.name, wanted.name, loosening, "it may be null now")
+        )
     if details:
         is_adopted = (
             draft.options.adopts and len(details) == 1 and column.type != sql_type

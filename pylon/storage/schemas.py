@@ -117,6 +117,20 @@ class SchemaManager(Protocol):
             SchemaRefused: the database refuses a step.
         """
 
+    def plan_contract(self, manifest: Manifest, options: MigrationOptions) -> Plan:
+        """Return what `finish_contract` would do: its removals are `rewrites`."""
+
+    def finish_contract(
+        self, manifest: Manifest, options: MigrationOptions, *, allow_destructive: bool
+    ) -> list[Step]:
+        """End a rolling upgrade while nodes serve: make the database as narrow as the manifest,
+        and remove what `options` drop; the steps.
+
+        Raises:
+            SchemaRefused: nodes with another manifest live, or the rows do not allow it.
+            StartDelayed: another node changes the schema now.
+        """
+
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """Compare the search indexes of entities with their rows, also while others write.
 

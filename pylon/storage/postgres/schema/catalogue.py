@@ -228,6 +228,7 @@ class PostgresCatalogue:
     add_filled_column = staticmethod(ddl.add_filled_column)
     add_seq_column = staticmethod(ddl.add_seq_column)
     add_fold_column = staticmethod(ddl.add_fold_column)
+    drop_not_null = staticmethod(ddl.drop_not_null)
     drop_column = staticmethod(ddl.drop_column)
     create_index = staticmethod(ddl.create_index)
     drop_index = staticmethod(ddl.drop_index)

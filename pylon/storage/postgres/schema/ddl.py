@@ -211,6 +211,11 @@ def add_words_column(entity: Entity) -> str:
     return f"{_alter(entity.name)} ADD COLUMN {WORDS_COLUMN} TSVECTOR"
 
 
+def drop_not_null(table: str, column: str) -> str:
+    """Return the statement after which a column may be null. It reads no row."""
+    return f"{_alter(table)} ALTER COLUMN {quote(column)} DROP NOT NULL"
+
+
 def drop_column(table: str, column: str) -> str:
     """Return the statement that removes a column, with its indexes."""
     return f"{_alter(table)} DROP COLUMN {quote(column)}"

@@ -3,7 +3,9 @@
 While nodes with different manifests live (a rolling upgrade), a node with the older one writes
 rows and events whose JSON lacks the new fields; the columns keep their values. Triggers add the
 missing keys from the columns before the row or the event is stored. So every reader finds complete
-rows, and a policy or filter over a new field never judges an image without it.
+rows, and a policy or filter over a new field never judges an image without it. The older node has
+sent the event to its own clients as it was: if a value was added, the row is noted in a table, and
+`pending` sends the row to all clients later.
 
 `_pylon_meta` has a key `fill:<Entity>`: the fields that some living node lacks, with their types.
 The key is written after the triggers are made. When they are dropped, it becomes `filled:<Entity>`
@@ -28,7 +30,7 @@ from pylon.schema.columns import JSON_COLUMN
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.functions import DECIMAL
 from pylon.storage.postgres.names import fitting_name, quote
-from pylon.storage.postgres.schema.ddl import constant_text
+from pylon.storage.postgres.schema.ddl import TEXT, constant_text
 from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.online import OnlineSteps
 from pylon.storage.postgres.schema.results import ask
@@ -36,6 +38,11 @@ from pylon.storage.postgres.wire import BlockingSession
 
 _KEY: Final = "fill:"
 _FILLED_KEY: Final = "filled:"
+TOLD_LATER: Final = "_pylon_filled"  # rows of which an event was sent without a value
+_TOLD_LATER_TABLE: Final = (
+    f"CREATE TABLE IF NOT EXISTS {TOLD_LATER} "
+    f"(entity {TEXT}, row_id {TEXT}, PRIMARY KEY (entity, row_id))"
+)
 _NOTES: Final = "SELECT key, value FROM _pylon_meta WHERE starts_with(key, $1) ORDER BY key"
 _LOG: Final = "_pylon_change_log"
 _LOG_FUNCTION: Final = "_pylon_fill_log"
@@ -87,6 +94,7 @@ def add_fill(
     wanted = known | dict(kinds)
     if wanted == known:
         return
+    session.execute_script(_TOLD_LATER_TABLE)
     session.execute_script(_MERGE_FUNCTION)
     name = _function_of(entity)
     session.execute_script(_row_function(name, wanted))
@@ -119,8 +127,9 @@ def remove_fill(session: BlockingSession, steps: OnlineSteps) -> None:
 
 
 def forget_fill(session: BlockingSession, entity: str) -> None:
-    """Forget `earlier_fields`: the rows are as one manifest has them."""
+    """Forget `earlier_fields`: the rows are as one manifest has them, and all clients know them."""
     meta.remove(session, _FILLED_KEY + entity)
+    session.execute(f"DELETE FROM {TOLD_LATER} WHERE entity = $1", (entity,))
 
 
 def _notes(session: BlockingSession) -> dict[str, dict[str, str]]:
@@ -167,7 +176,10 @@ def _log_function(notes: Mapping[str, Mapping[str, str]]) -> str:
             f"IF NEW.entity = {constant_text(entity)} AND ({lacks}) THEN "
             f"SELECT {_object('r', kinds)} INTO added FROM {quote(entity)} AS r "
             f"WHERE r.id = NEW.row_id; "
-            f"added := coalesce(added, json_build_object({nulls})); {' '.join(images)} END IF;"
+            f"added := coalesce(added, json_build_object({nulls})); "
+            "IF EXISTS (SELECT FROM json_each_text(added) AS m WHERE m.value IS NOT NULL) THEN "
+            f"INSERT INTO {TOLD_LATER} VALUES (NEW.entity, NEW.row_id) ON CONFLICT DO NOTHING; "
+            f"END IF; {' '.join(images)} END IF;"
         )
     return _trigger_function(_LOG_FUNCTION, " ".join(parts), "DECLARE added json; ")
 

@@ -37,6 +37,7 @@ from pylon.storage.postgres.schema.catalogue import (
     plan_for,
     references_by_default,
 )
+from pylon.storage.postgres.schema.contract import finish_contract, plan_contract
 from pylon.storage.postgres.schema.leader import alone
 from pylon.storage.postgres.schema.live import has_table, introspect, table_names
 from pylon.storage.postgres.schema.pending import count_pending, finish_pending
@@ -112,6 +113,21 @@ class PostgresSchema:
         """See `SchemaManager`."""
         with self._session() as session:
             return finish_pending(session, manifest)
+
+    def plan_contract(self, manifest: Manifest, options: MigrationOptions) -> Plan:
+        """See `SchemaManager`."""
+        with self._snapshot() as session:
+            history.refuse_newer(session)
+            return plan_contract(session, manifest, options)
+
+    def finish_contract(
+        self, manifest: Manifest, options: MigrationOptions, *, allow_destructive: bool
+    ) -> list[Step]:
+        """See `SchemaManager`."""
+        with self._session() as session:
+            return finish_contract(
+                session, manifest, options, SystemClock(), allow_destructive=allow_destructive
+            )
 
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""

@@ -8,8 +8,8 @@
 
 When all living nodes have this node's manifest, the rows are brought to it: those of later
 versions than the key's head, or all where rows of the table may be in the form of another manifest.
-Only rows with other values are written. Rows with a value in a field that some node lacked get an
-event besides, since clients of that node have not seen the value. Then the triggers go.
+Only rows with other values are written. Rows of which a node sent events without the value of a
+field get one more event, since clients of that node have not seen the value.
 
 `finish_pending` may be called again and again, on any node; one at a time works. Called by
 `manager`, and the notes by `apply`.
@@ -17,7 +17,6 @@ event besides, since clients of that node have not seen the value. Then the trig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -40,6 +39,7 @@ from pylon.storage.postgres.schema import history, search
 from pylon.storage.postgres.schema.backfill import Goal, backfill
 from pylon.storage.postgres.schema.catalogue import PostgresCatalogue, plan_for
 from pylon.storage.postgres.schema.fill import (
+    TOLD_LATER,
     add_fill,
     earlier_fields,
     filled_fields,
@@ -66,6 +66,7 @@ _EVENTS: Final = (
     f"{log.INSERT} SELECT {SEQ_COLUMN}, $2, id, 'update', {JSON_COLUMN}, {JSON_COLUMN}, $3 "
     "FROM %(table)s WHERE id = ANY($1::text[])"
 )
+_TOLD: Final = f"DELETE FROM {TOLD_LATER} WHERE row_id = ANY($1::text[]) AND entity = $2"
 
 _log = get_logger("schema")
 
@@ -175,8 +176,9 @@ def finish_alone(session: BlockingSession, manifest: Manifest, clock: Clock) -> 
         name = str(key).removeprefix(_KEY)
         if name in manifest.by_name:
             _repair(session, manifest.by_name[name], int(head or 0), clock)
+        if earlier_fields(session, name):
+            forget_fill(session, name)
         meta.remove(session, str(key))
-        forget_fill(session, name)
     search.forget_left(session, manifest, steps)
 
 
@@ -206,23 +208,16 @@ def _repair(session: BlockingSession, entity: Entity, head: int, clock: Clock) -
     ))
     meta.put(session, key, shape)
     search.note_current(session, entity)
-    fields = [name for name in filled if name in entity.by_name]
-    told = _announce(session, entity, fields, head, clock) if fields else 0
+    told = _announce(session, entity, clock) if filled else 0
     _log.info("schema.rows.mended", entity=entity.name, rows=rows, announced=told)
 
 
-def _announce(
-    session: BlockingSession, entity: Entity, fields: Sequence[str], head: int, clock: Clock
-) -> int:
-    """Log an event for each row that was changed since `head` and has a value in one of the fields.
-    Return their number."""
+def _announce(session: BlockingSession, entity: Entity, clock: Clock) -> int:
+    """Log an event for each row that some clients may know without a value. Return their number."""
     table = quote(entity.name)
-    has_value = " OR ".join(f"t.{quote(name)} IS NOT NULL" for name in fields)
     ids = [row_id for (row_id,) in ask(
-        session,
-        f"SELECT t.id FROM {table} AS t WHERE ({has_value}) AND EXISTS (SELECT FROM "
-        "_pylon_change_log AS l WHERE l.seq > $1 AND l.entity = $2 AND l.row_id = t.id) "
-        "ORDER BY t.id", (head, entity.name),
+        session, f"SELECT t.id FROM {table} AS t JOIN {TOLD_LATER} AS l ON l.row_id = t.id "
+        "WHERE l.entity = $1 ORDER BY t.id", (entity.name,),
     )]
     lock, channel = lock_key(session, WRITER), channel_name(session, CHANGES)
     told = 0
@@ -233,6 +228,7 @@ def _announce(
             (log.TAKE, (len(page), channel, payload(0, _WRITER_ID)[1:])),
             (_RENUMBER % {"table": table}, (page, len(page))),
             (_EVENTS % {"table": table}, (page, entity.name, clock.wall_ns() // NS_PER_S)),
+            (_TOLD, (page, entity.name)),
             ("COMMIT", ()),
         ])
         told += results[4].command_tuples or 0

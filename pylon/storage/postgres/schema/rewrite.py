@@ -119,7 +119,7 @@ def _rewrite(
             session.execute_script(step.sql)
         elif step.kind == "remove_entity":
             session.execute_script(f"DROP TABLE {quote(step.name)}")
-            _drop_facts(session, step.name)
+            drop_facts(session, step.name)
             for statement in DROP_ENTITY:
                 session.execute(statement, (step.name,))
     rebuilt = {step.entity.lower() for step in plan.rewrites if step.kind in REBUILDING}
@@ -148,7 +148,7 @@ def _rename(session: BlockingSession, asked: MigrationOptions, plan: Plan) -> No
                     f"UPDATE {documents} SET entity = $1 WHERE entity = $2", (step.name, was)
                 )
             shape = meta.get(session, f"shape:{was}")
-            _drop_facts(session, was)
+            drop_facts(session, was)
             if shape is not None:
                 meta.put(session, f"shape:{step.name}", shape)
         elif step.kind == "rename_field":
@@ -189,9 +189,9 @@ def _rename_indexes(
             session.execute_script(f"ALTER INDEX {quote(index.name)} RENAME TO {quote(name)}")
 
 
-def _drop_facts(session: BlockingSession, entity: str) -> None:
+def drop_facts(session: BlockingSession, entity: str) -> None:
     """Remove what `_pylon_meta` notes about the rows of an entity."""
-    for key in ("shape", "search", "constraints", "backfill", "mixed"):
+    for key in ("shape", "search", "constraints", "backfill", "mixed", "freed"):
         meta.remove(session, f"{key}:{entity}")
 
 

@@ -166,6 +166,10 @@ class SqliteCatalogue:
         """See `Database`: SQLite keeps names of any length."""
         return name
 
+    def drop_not_null(self, table: str, column: str) -> str:
+        """See `Database`: the table has to be rebuilt."""
+        return ""
+
     # The statements are functions of `ddl`.
     where_text = staticmethod(ddl.where_text)
     create_table = staticmethod(ddl.create_table)

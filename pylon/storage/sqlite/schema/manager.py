@@ -103,6 +103,16 @@ class SqliteSchema:
         """See `SchemaManager`."""
         return 0
 
+    def plan_contract(self, manifest: Manifest, options: MigrationOptions) -> Plan:
+        """See `SchemaManager`: one server has the file, so nothing waits for others."""
+        return Plan((), (), ())
+
+    def finish_contract(
+        self, manifest: Manifest, options: MigrationOptions, *, allow_destructive: bool
+    ) -> list[Step]:
+        """See `SchemaManager`."""
+        return []
+
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""
         flags = apsw.SQLITE_OPEN_READWRITE  # the database is only read; the fresh index is in temp
