@@ -18,7 +18,7 @@ from typing import Any, Final
 from tests.nodes.attendees import Attendance
 from tests.nodes.clients import NodeClient
 from tests.nodes.editors import Editing
-from tests.nodes.history import Change, longest_wait, problems_of
+from tests.nodes.history import Change, Stream, longest_wait, problems_of
 from tests.nodes.load import Load
 from tests.nodes.sessions import REVOKED_S, Revocation, revocation_problems
 from tests.support.manifests import field, notes_app
@@ -192,12 +192,21 @@ class Fleet:
                     f"{client.stream.name} stays at {client.cursor}, the head is {head};"
                     f" closed with {client.close_codes[-5:]}"
                 )
-        streams = [client.finish() for client in self.clients]
+        streams = [self.comparable(client.finish()) for client in self.clients]
         problems += problems_of(
             self.load.ops, self._log, streams, self.load.counter_id, self.voids,
             frozenset({self.editing.row_id}),
+            self.find_echoes(self._log),
         )
         return problems + self._compare_rows()
+
+    def find_echoes(self, log: list[Change]) -> set[int]:
+        """Return the seqs of events of the log that nobody has sent."""
+        return set()
+
+    def comparable(self, stream: Stream) -> Stream:
+        """Return a stream as it is compared with the log."""
+        return stream
 
     def _compare_rows(self) -> list[str]:
         """Every client's replica equals what each node gives its user."""
@@ -211,8 +220,7 @@ class Fleet:
                 problems.append(str(ex))
         return problems
 
-    @staticmethod
-    def _read_log(node: PylonServer, cursor: int) -> list[Change]:
+    def _read_log(self, node: PylonServer, cursor: int) -> list[Change]:
         """Return all changes after `cursor`."""
         found: list[Change] = []
         while True:

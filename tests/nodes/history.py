@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -99,18 +99,23 @@ def mark_of(change: Change, counter_id: str) -> tuple[str, str] | None:
 def problems_of(
     ops: Sequence[Op], log: Sequence[Change], streams: Sequence[Stream], counter_id: str,
     voids: Sequence[tuple[int, int]] = (), others_rows: frozenset[str] = frozenset(),
+    echoes: Collection[int] = (),
 ) -> list[str]:
     """Return what is wrong; empty: nothing.
 
     Args:
         others_rows: ids of rows that others than the writers change.
+        echoes: seqs of events that repeat a row, which nobody has sent.
         voids: ranges of seqs, without both ends, that a failover has lost: what was acknowledged or
             shown with such a seq is gone, and who saw it had to take a snapshot afterwards.
     """
     return [
         *_problems_of_log(log, counter_id),
         *_problems_of_ops(
-            ops, [change for change in log if change.row_id not in others_rows], counter_id, voids
+            ops, [
+                change for change in log
+                if change.row_id not in others_rows and change.seq not in echoes
+            ], counter_id, voids
         ),
         *(line for stream in streams for line in problems_of_stream(stream, log, voids)),
     ]

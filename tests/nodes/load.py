@@ -45,6 +45,8 @@ class Load:
         ]
         self.may_lose_rows = False  # a promoted standby may lack them
         self.stale: list[str] = []  # what another node answered wrongly
+        self.failed: list[str] = []  # requests without an answer, or with one of a server's failure
+        self.out: set[int] = set()  # nodes that a balancer has taken out
         self._stopping = threading.Event()
         self._resumed = threading.Event()
 
@@ -98,6 +100,10 @@ class Load:
         """Write a row that everybody may read, so that every client comes to the end of the log."""
         self._own_ops.append(_insert_tick(self.nodes[0], len(self._own_ops)))
 
+    def add_op(self, op: Op) -> None:
+        """Record a change that the test itself has sent."""
+        self._own_ops.append(op)
+
     def failures(self) -> list[str]:
         """What ended a writer."""
         return [*(w.failure for w in self.writers if w.failure), *self.stale]
@@ -119,7 +125,7 @@ class _Writer:
         self, load: Load, number: int, token: str, user_id: str, rng: random.Random
     ) -> None:
         self.load, self.token, self.user_id, self.random = load, token, user_id, rng
-        self._home = self.at = number  # the node that it uses
+        self._home = self.at = number % len(load.nodes)  # the node that it uses
         self.goes_home = False
         self.ops: list[Op] = []
         self.notes: list[str] = []
@@ -206,7 +212,10 @@ class _Writer:
         op = next((op for op in ops if op.entity == "Note" and op.outcome == "acknowledged"), None)
         if op is None or self.random.random() < 0.7:
             return
-        other = self.load.nodes[(self.at + 1) % len(self.load.nodes)]
+        number = (self.at + 1) % len(self.load.nodes)
+        if number in self.load.out:
+            return
+        other = self.load.nodes[number]
         try:
             status, row, _ = other.request(
                 "GET", f"/api/entities/Note/{op.row_id}", token=self.token, timeout_s=2
@@ -270,12 +279,14 @@ class _Writer:
         for op in ops:
             op.sent_s = begin_s
         while time.monotonic() < begin_s + GIVE_UP_S:
+            self._enter_node()
             for op in ops:
                 op.tries += 1
                 op.nodes.add(self.at % len(self.load.nodes))
             try:
                 answer = self._once(method, path, body, headers)
-            except (OSError, http.client.HTTPException, ValueError):
+            except (OSError, http.client.HTTPException, ValueError) as ex:
+                self._note_failed(method, path, ex)
                 self._leave_node()
                 continue
             if answer[0] < 500 and answer[0] != 429:
@@ -287,8 +298,26 @@ class _Writer:
                     for op in ops:
                         op.answered_s = time.monotonic()
                     return answer
+            self._note_failed(method, path, answer[:2])
             self._leave_node()
         return None
+
+    def _enter_node(self) -> None:
+        """Go on to a node that the balancer has not taken out, if there is one."""
+        nodes = range(len(self.load.nodes))
+        if self.at % len(nodes) in self.load.out and not self.load.out.issuperset(nodes):
+            if self.conn is not None:
+                self.conn.close()
+                self.conn = None
+            self.at = next(
+                at for step in nodes
+                if (at := (self.at + step) % len(nodes)) not in self.load.out
+            )
+
+    def _note_failed(self, method: str, path: str, why: object) -> None:
+        self.load.failed.append(
+            f"{time.monotonic():.3f} {method} {path} on node {self.at}: {why!r}"
+        )
 
     def _hang_up(self) -> None:
         if self.conn is not None:
