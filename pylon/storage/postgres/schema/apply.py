@@ -132,10 +132,12 @@ def make_system_tables(session: BlockingSession) -> None:
     for statement in ddl.SYSTEM_TABLES:
         if ddl.made_by(statement) not in present:
             session.execute_script(statement)
-    columns = set(ask(session, _COLUMNS))
+    steps, columns = OnlineSteps(session), set(ask(session, _COLUMNS))
     for table, column, kind in ddl.LATER_COLUMNS:
         if (table, column) not in columns:
-            session.execute_script(f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {kind}")
+            steps.change_table(
+                f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {kind}", table
+            )
     if not present:
         session.execute(ddl.FIRST_HEAD)
     made_for = sha256("".join(FUNCTIONS).encode()).hexdigest()

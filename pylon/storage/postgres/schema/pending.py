@@ -30,7 +30,7 @@ from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_fields
 from pylon.schema.convert import shape_of
 from pylon.schema.history import own_after
 from pylon.schema.steps import Plan, Step
-from pylon.storage.postgres import log, meta
+from pylon.storage.postgres import meta, sequences
 from pylon.storage.postgres.channels import CHANGES, channel_name, payload
 from pylon.storage.postgres.locks import WRITER, lock_key
 from pylon.storage.postgres.names import SEQ_SEQUENCE, quote
@@ -63,7 +63,8 @@ _RENUMBER: Final = (
     "FROM unnest($1::text[]) WITH ORDINALITY AS n (id, place) WHERE t.id = n.id"
 )
 _EVENTS: Final = (
-    f"{log.INSERT} SELECT {SEQ_COLUMN}, $2, id, 'update', {JSON_COLUMN}, {JSON_COLUMN}, $3 "
+    "INSERT INTO _pylon_change_log (seq, entity, row_id, kind, data, prev_data, timestamp) "
+    f"SELECT {SEQ_COLUMN}, $2, id, 'update', {JSON_COLUMN}, {JSON_COLUMN}, $3 "
     "FROM %(table)s WHERE id = ANY($1::text[])"
 )
 _TOLD: Final = f"DELETE FROM {TOLD_LATER} WHERE row_id = ANY($1::text[]) AND entity = $2"
@@ -225,7 +226,7 @@ def _announce(session: BlockingSession, entity: Entity, clock: Clock) -> int:
         page = ids[place:place + _ANNOUNCED]
         results = session.pipeline([
             ("BEGIN", ()), ("SELECT pg_advisory_xact_lock($1)", (lock,)),
-            (log.TAKE, (len(page), channel, payload(0, _WRITER_ID)[1:])),
+            (sequences.TAKE, (len(page), channel, payload(0, _WRITER_ID)[1:])),
             (_RENUMBER % {"table": table}, (page, len(page))),
             (_EVENTS % {"table": table}, (page, entity.name, clock.wall_ns() // NS_PER_S)),
             (_TOLD, (page, entity.name)),
