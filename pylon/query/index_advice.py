@@ -22,6 +22,7 @@ from pylon.query.predicate import (
     Guarded,
     InValues,
     IsNull,
+    Like,
     Literal,
     Predicate,
     Value,
@@ -63,6 +64,14 @@ def advise_index(where: Predicate, order: Order) -> tuple[str, ...]:
     if not ordered:
         fields += [name for name in ranges if name not in equal and name != "id"][:1]
     return tuple(fields)
+
+
+def find_patterns(where: Predicate) -> tuple[str, ...]:
+    """Return the text fields in which every row of the answer has a pattern."""
+    return tuple({
+        item.field: None for item in _conditions(where)
+        if type(item) is Like and not item.is_hard and not item.notation
+    })
 
 
 def _conditions(where: Predicate) -> Iterator[Predicate]:

@@ -31,11 +31,13 @@ class QueryPlan:
 
     `is_indexed`: it neither scans a table for a filter nor sorts all rows. Otherwise `index` has
     the fields of the index that would help, as a manifest has them; none if no single one would.
+    `patterns`: text fields of which a pattern is looked for, where the store has an index for that.
     """
 
     steps: tuple[str, ...]
     is_indexed: bool
     index: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

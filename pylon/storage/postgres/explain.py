@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from pylon.query.index_advice import advise_index
+from pylon.query.index_advice import advise_index, find_patterns
 from pylon.query.predicate import TRUE
 from pylon.query.rows import Query
 from pylon.storage.records import QueryPlan
@@ -42,7 +42,11 @@ def plan_of(found: bytes, entity: str, query: Query) -> QueryPlan:
     )
     is_served = not is_sorted and not (scans and query.where is not TRUE)
     steps = tuple([_step(node, depth) for node, depth in nodes])
-    return QueryPlan(steps, is_served, () if is_served else advise_index(query.where, query.order))
+    if is_served:
+        return QueryPlan(steps, is_indexed=True)
+    return QueryPlan(
+        steps, False, advise_index(query.where, query.order), find_patterns(query.where)
+    )
 
 
 def _walk(node: dict[str, Any], depth: int) -> Iterator[tuple[dict[str, Any], int]]:

@@ -56,6 +56,7 @@ from pylon.storage.sql.aggregate import aggregate_rows
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sql.graph import graph_json, is_one_statement
+from pylon.storage.sql.plan_watch import PendingQueries, PlanWatch
 from pylon.values import unknown_column
 
 T = TypeVar("T")
@@ -70,11 +71,18 @@ class PostgresReader:
 
     __slots__ = (
         "_aggregates", "_by_name", "_clock", "_dialect", "_execute", "_graphs",
-        "_is_at_one_commit", "_large_rows", "_session",
+        "_is_at_one_commit", "_large_rows", "_noted", "_session",
     )
 
-    def __init__(self, session: Session, manifest: Manifest, clock: Clock) -> None:
-        """Args: `session` belongs to the reader, which closes it."""
+    def __init__(
+        self, session: Session, manifest: Manifest, clock: Clock, plans: PlanWatch | None = None
+    ) -> None:
+        """
+        Args:
+            session: belongs to the reader, which closes it.
+            plans: judges the queries of this reader (`judge_plans`).
+        """
+        self._noted = PendingQueries(plans)
         cache, dialect = CompiledCache(), dialect_of(manifest)
         self._dialect = dialect
         self._aggregates = aggregates_of(dialect)
@@ -159,6 +167,7 @@ class PostgresReader:
         reads = self._reads(entity)
         if self._selects_nothing(query.where):
             return [], False
+        self._noted.add(entity, query)
         select = reads.select(query)
         large = self._large_rows.get(entity, 0)
         if not large:
@@ -218,7 +227,19 @@ class PostgresReader:
         return facet_counts.fold(fields, converters, self._fetch(select.sql, select.params))
 
     def explain(self, entity: str, query: Query) -> QueryPlan:
-        select = self._reads(entity).select(query)
+        return self.plan(entity, query, self.select(entity, query))
+
+    def judge_plans(self) -> None:
+        """Judge the plans of the queries that this reader has run since the last call."""
+        if self._noted.are_there:
+            self._noted.judge(self)
+
+    def select(self, entity: str, query: Query) -> SqlClause:
+        """See `PlanSource`."""
+        return self._reads(entity).select(query)
+
+    def plan(self, entity: str, query: Query, select: SqlClause) -> QueryPlan:
+        """See `PlanSource`."""
         text = numbered(f"EXPLAIN (FORMAT JSON) {select.sql}")
 
         def read() -> bytes | None:
@@ -227,7 +248,19 @@ class PostgresReader:
 
         return explain.plan_of(self.at_one_commit(read) or b"", entity, query)
 
+    def count_rows(self, entity: str, most: int) -> int:
+        """See `PlanSource`."""
+        table = self._reads(entity).table
+        return _int(self._run(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT $1) AS _s",
+                              (most,)))
+
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
+        for node in nodes:
+            self._noted.add(node.entity.name, Query(
+                node.where, limits.GRAPH_ROWS if node.limit is None else node.limit,
+                order=node.order, position=node.position, allowed=node.allowed,
+            ))
+
         def read() -> bytes:
             return graph_json(self._graphs, self._fetch, self._compile_node, nodes)
 
@@ -237,6 +270,7 @@ class PostgresReader:
         return self._reads(node.entity.name).compile(node.where, is_led)
 
     def aggregate(self, entity: str, aggregate: Aggregate) -> list[dict[str, Any]]:
+        self._noted.add(entity, Query(aggregate.where, 1))
         reads = self._reads(entity)
         clause = reads.compile(aggregate.where)
         usual, reaching = self._aggregates

@@ -75,13 +75,16 @@ class Scanners:
     def __init__(
         self, connect: Callable[[], BlockingSession],
         make_reader: Callable[[BlockingSession], Reader], clock: Clock, connections: int,
+        judge: Callable[[Reader], None] = lambda _: None,
     ) -> None:
         """
         Args:
             connect: opens a connection; may switch greenlets. Raises StoreUnavailable.
+            judge: called with the reader after each read that the caller has not given up.
         """
         self._connect = connect
         self._make_reader = make_reader
+        self._judge = judge
         self._clock = clock
         self._free: list[_Scanner] = []
         self._admission = Admission(
@@ -135,11 +138,16 @@ class Scanners:
             is_used = bool(self._free)
             scanner = self._free.pop() if self._free else self._open()
             try:
-                return read(scanner.reader)
+                answer = read(scanner.reader)
+                self._judge(scanner.reader)
+                return answer
             except StoreUnavailable:
                 if not (is_used and scanner.session.is_broken):
                     raise
                 self.close_idle()  # all of them were idle while the server went away
+            except QueryTimeout:
+                self._judge(scanner.reader)
+                raise
             finally:
                 self._give_back(scanner)
 

@@ -32,6 +32,7 @@ from pylon.storage.postgres.scanners import Scanners, wait_in_loop
 from pylon.storage.postgres.short_reads import ShortReads
 from pylon.storage.postgres.statements import Session
 from pylon.storage.postgres.wire import BlockingSession
+from pylon.storage.sql.plan_watch import PlanWatch
 
 T = TypeVar("T")
 
@@ -71,8 +72,18 @@ class PostgresStore:
         def make_reader(session: Session) -> Reader:
             return PostgresReader(session, manifest, clock)
 
+        plans = PlanWatch()
+
+        def make_judged(session: Session) -> Reader:
+            return PostgresReader(session, manifest, clock, plans)
+
+        def judge(reader: Reader) -> None:
+            if isinstance(reader, PostgresReader):
+                reader.judge_plans()
+                plans.report()
+
         self._scanners = Scanners(
-            partial(_open_scanner, url, node, clock), make_reader, clock, connections
+            partial(_open_scanner, url, node, clock), make_judged, clock, connections, judge
         )
         self._short_reads = ShortReads(
             partial(_open, url, node, clock, limits.SHORT_SCAN_S), make_reader, self._scanners,

@@ -34,7 +34,7 @@ from pylon.errors import QueryTimeout, StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.metrics.families import POOL_WAIT, READS_MOVED
 from pylon.storage.interface import SERVER, Reader
-from pylon.storage.sqlite.plan_watch import PlanWatch
+from pylon.storage.sql.plan_watch import PlanWatch
 from pylon.storage.sqlite.reader import SqliteReader
 
 T = TypeVar("T")

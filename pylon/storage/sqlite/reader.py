@@ -50,16 +50,17 @@ from pylon.storage.sql.aggregate import aggregate_rows
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sql.graph import graph_json, is_one_statement
+from pylon.storage.sql.plan_watch import PendingQueries, PlanWatch
 from pylon.storage.sqlite import documents, log, sessions, shards
 from pylon.storage.sqlite.aggregate import AGGREGATES
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
 from pylon.storage.sqlite.dialect import SQLITE
+from pylon.storage.sqlite.explain import explain_select
 from pylon.storage.sqlite.graph import GRAPHS
 from pylon.storage.sqlite.instants import DatetimeViews
 from pylon.storage.sqlite.list_sizes import ListSizes
 from pylon.storage.sqlite.patterns import add_functions
-from pylon.storage.sqlite.plan_watch import PendingQueries, PlanWatch, explain_select
 from pylon.storage.sqlite.pragmas import release_memory
 from pylon.storage.sqlite.reads import EntityReads, selection
 from pylon.storage.sqlite.statements import SCAN_CHECK_STEPS, SizeLimit, Statements
@@ -267,7 +268,20 @@ class SqliteReader:
 
     def judge_plans(self) -> None:
         """Judge the plans of the queries that this reader has run since the last call."""
-        self._noted.judge(self._run.all, lambda entity, query: selection(self._sql(entity), query))
+        self._noted.judge(self)
+
+    def select(self, entity: str, query: Query) -> SqlClause:
+        """See `PlanSource`."""
+        return selection(self._sql(entity), query)
+
+    def plan(self, entity: str, query: Query, select: SqlClause) -> QueryPlan:
+        """See `PlanSource`."""
+        return explain_select(self._run.all, entity, query, select.sql, select.params)
+
+    def count_rows(self, entity: str, most: int) -> int:
+        """See `PlanSource`."""
+        table = self._sql(entity).table
+        return int(self._run.one(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT ?)", (most,)))
 
     def graph(self, nodes: Sequence[GraphNode]) -> bytes:
         for node in nodes:

@@ -113,6 +113,13 @@ class SqliteSchema:
         """See `SchemaManager`."""
         return []
 
+    def trigram_statements(self, entity: str, field: str) -> list[str]:
+        """See `SchemaManager`: a FTS5 table would be one more table to keep."""
+        return []
+
+    def make_trigram_index(self, entity: str, field: str) -> None:
+        """See `SchemaManager`."""
+
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""
         flags = apsw.SQLITE_OPEN_READWRITE  # the database is only read; the fresh index is in temp
