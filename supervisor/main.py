@@ -55,6 +55,7 @@ from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
 from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
+from supervisor.moving import Moving
 from supervisor.node_hints import NodeHints
 from supervisor.node_name import with_node_name
 from supervisor.node_rates import NodeRates
@@ -285,7 +286,8 @@ def _serve(parts: Components, stack: Closers, *, may_reload: bool) -> int:
     loop = Loop(parts, started_s)
     handlers = ControlHandlers(parts, loop, os.getpid(), started_s)
     control = ControlServer(
-        parts.runtime.control_socket, handlers.by_name(), {"backup": parts.backups.converse}
+        parts.runtime.control_socket, handlers.by_name(),
+        {"backup": parts.backups.converse, "move": Moving(parts.writer).converse},
     )
     stack.callback(control.close)
     control.start()

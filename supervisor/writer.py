@@ -104,6 +104,8 @@ class Writer:
         self._refusal: BatchRefusal | None = None  # the last one
         self._refused_at_s = float("-inf")  # unless a batch has been accepted since
         self._log_refused_at_s: dict[str, float] = {}  # by reason, not before
+        self._gate = threading.Lock()  # held while a batch is applied
+        self._closed_for: PylonError | None = None  # why every write is refused
         self.depth = 0  # requests taken and not yet answered
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         metrics.CHANGELOG_SEQ.set(engine.head)
@@ -126,6 +128,16 @@ class Writer:
             local.wake()
         self._thread.join()
         local.close()
+
+    def refuse_writes(self, error: PylonError) -> None:
+        """Refuse every write from now on; from any thread. No batch is under way on return."""
+        with self._gate:
+            self._closed_for = error
+
+    def accept_writes(self) -> None:
+        """Accept writes again."""
+        with self._gate:
+            self._closed_for = None
 
     def _run(self) -> None:
         while True:
@@ -306,7 +318,13 @@ class Writer:
 
     def _apply(self, requests: list[WriteRequest], large_bytes: int) -> BatchResult:
         try:
-            result = self._engine.apply(requests, large_bytes=large_bytes)
+            with self._gate:
+                if self._closed_for is not None:
+                    refusal = WireError.from_error(self._closed_for)
+                    return BatchResult(
+                        [WriteReply(request.id, error=refusal) for request in requests], None, 0.0
+                    )
+                result = self._engine.apply(requests, large_bytes=large_bytes)
         except Exception as ex:  # noqa: BLE001  whatever it is, every caller must be answered
             return BatchResult(self._failed(ex, requests), None, 0.0)
         self._failures = 0
@@ -331,6 +349,8 @@ class Writer:
     def find_problem(self) -> str | None:
         """Why the store refused the last batch, if that was just now; from any thread. Without
         the path, since /readyz shows it to everybody."""
+        if self._closed_for is not None:
+            return "writes are refused: the data are being moved to another database"
         refusal = self._refusal
         if refusal is None or self._clock.monotonic_s() - self._refused_at_s > _REFUSED_FRESH_S:
             return None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
+from pylon.control import ControlClient
+from pylon.errors import Unavailable
 from tests.support.cli import decode_output
 from tests.support.load import Writer
 from tests.support.server import ADMIN_TOKEN, PylonServer
@@ -36,17 +41,54 @@ def insert(server: PylonServer, n: int) -> None:
     assert status in (200, 201), body
 
 
+class Probe(threading.Thread):
+    """Writes and reads again and again, until the server refuses connections."""
+
+    def __init__(self, server: PylonServer) -> None:
+        super().__init__(daemon=True)
+        self._server = server
+        self._ending = threading.Event()
+        self.writes: list[tuple[int, str | None]] = []  # status, Retry-After
+        self.reads: list[int] = []
+
+    def run(self) -> None:
+        while not self._ending.is_set():
+            try:
+                status, _, headers = self._server.request(
+                    "POST", "/api/entities/Tick", {"n": 0, "sender": "probe"}, token=ADMIN_TOKEN
+                )
+                self.writes.append((status, headers.get("retry-after")))
+                status, _, _ = self._server.request(
+                    "GET", "/api/entities/Tick?limit=1", token=ADMIN_TOKEN
+                )
+                self.reads.append(status)
+            except (OSError, http.client.HTTPException):
+                return  # the server has ended
+
+    def halt(self) -> None:
+        self._ending.set()
+        self.join(20)
+
+
 def test_online_move_takes_over_what_is_written_meanwhile(
     server: PylonServer, postgres_url: str
 ) -> None:
     writers = [Writer(server, f"w{n}", ADMIN_TOKEN) for n in range(4)]
     for writer in writers:
         writer.start()
+    probe = Probe(server)
+    probe.start()
     wait_until("the load runs", lambda: all(w.score.acknowledged > 200 for w in writers))
     done = server.ctl("migrate", "sqlite-to-postgres", "--online", "--to", postgres_url, "--json")
     assert done.returncode == 0, done.stderr + done.stdout
     body = decode_output(done)
     scores = [writer.halt() for writer in writers]
+    probe.halt()
+    # Until the end of the server, a write was accepted or refused with 503, and reads went on.
+    refused = [retry_after for status, retry_after in probe.writes if status == 503]
+    assert refused and set(refused) == {"1"}, probe.writes[-5:]
+    assert {status for status, _ in probe.writes} == {201, 503}
+    assert set(probe.reads) == {200}
     found = rows_in_schema(postgres_url, "Tick")
     assert found == rows_in_file(server.db_path, "Tick")
     ids = {row_id for row_id, _, _ in found}
@@ -203,3 +245,22 @@ def test_online_move_back_refuses_writes_until_the_server_has_ended(
     for score in scores:
         assert score.present.keys() - score.unknown <= ids, "an acknowledged row is missing"
     print(f"{len(found)} rows, {decode_output(done)['refused_writes_s']} s until all was moved")
+
+
+def test_a_server_accepts_writes_again_if_the_move_is_given_up(server: PylonServer) -> None:
+    pidfile = json.loads((server.db_path.parent / f"{server.db_path.name}.pid").read_bytes())
+    client = ControlClient(Path(pidfile["runtime_dir"]) / "control.sock", 20)
+    with client.open_dialogue("move") as dialogue:
+        assert dialogue.receive_line() == {"held": True}
+        status, body, headers = server.request(
+            "POST", "/api/entities/Tick", {"n": 1, "sender": "a"}, token=ADMIN_TOKEN
+        )
+        assert (status, body["error"]["code"], headers["retry-after"]) == (503, "UNAVAILABLE", "1")
+        wait_until("it is not ready", lambda: server.request("GET", "/readyz")[0] == 503)
+        assert server.request("GET", "/api/entities/Tick", token=ADMIN_TOKEN)[0] == 200
+        with pytest.raises(Unavailable), client.open_dialogue("move") as second:
+            second.receive_line()
+    wait_until("writes are accepted", lambda: server.request(
+        "POST", "/api/entities/Tick", {"n": 1, "sender": "a"}, token=ADMIN_TOKEN
+    )[0] == 201)
+    server.wait_ready()

@@ -5,8 +5,9 @@ Cursors of clients stay valid. The source stays as it is. A move that was killed
 was when it is run again with the same arguments.
 
 With `--online` the server stays up while the rows are copied. Then pylonctl takes over what the
-server has written meanwhile, until that is little; it stops a server on SQLite, or refuses the
-writes of servers on PostgreSQL, and takes over the rest.
+server has written meanwhile, until that is little. Then all writes are refused with 503 while it
+takes over the rest. It stops a server on SQLite afterwards, and waits for the end of those on
+PostgreSQL.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pylon.cli.running import Running, find_running, require_running
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import SystemClock
 from pylon.config import Config
+from pylon.control import ControlDialogue
 from pylon.data_dir_lock import is_locked
 from pylon.database_url import postgres_url, shown_url
 from pylon.errors import MigrationRefused, NotRunning
@@ -112,7 +114,7 @@ class _Migration:
         """Move the data.
 
         Args:
-            sqlite: the file of a SQLite source, whose server has to stop at the end.
+            sqlite: the file of a SQLite source, whose server is stopped at the end.
         """
         if sqlite is not None:
             online = online and is_locked(sqlite)
@@ -139,14 +141,16 @@ class _Migration:
                 follower = Follower(move, target, self._manifest)
                 self._follow(follower)
                 began_s = _clock.monotonic_s()
-                if sqlite is not None:
-                    _stop_server(self._config, sqlite)
-                held.enter_context(self._source.hold_source(while_running=True))
+                dialogue = self._refuse_writes(held, sqlite)
                 with closing(self._source.open_source(self._manifest)) as source:
                     follower.catch_up(source)
                     follower.compare_counts(source)
                     move.finish(source)
                 stopped_s = round(_clock.monotonic_s() - began_s, 3)
+                if dialogue is not None and sqlite is not None:
+                    dialogue.send_line(moved=True)
+                    dialogue.receive_line()
+                    _stop_server(self._config, sqlite)
                 self._await_servers()
             self._source.forget_copy()
         assert move.note is not None
@@ -158,6 +162,24 @@ class _Migration:
                 {"table": r.table, "rows": r.rows, "sha256": r.digest} for r in reports
             ],
         }
+
+    def _refuse_writes(self, held: ExitStack, sqlite: Path | None) -> ControlDialogue | None:
+        """Have the servers on the source refuse all writes while `held` is open. Return the
+        dialogue with the server on a SQLite file, whose end lets it write again.
+
+        Raises:
+            MigrationRefused, NotRunning: they cannot.
+        """
+        server = None if sqlite is None else find_running(
+            replace(self._config, db_path=str(sqlite))
+        )
+        if not isinstance(server, Running):  # PostgreSQL; or the server has ended meanwhile
+            held.enter_context(self._source.hold_source(while_running=sqlite is None))
+            return None
+        note("the server refuses writes now, and the rest is taken over")
+        dialogue = held.enter_context(server.control(_STOP_S).open_dialogue("move"))
+        dialogue.receive_line()
+        return dialogue
 
     def _await_servers(self) -> None:
         """Refuse the writes of the servers that still run on the source until they have ended:
@@ -275,7 +297,7 @@ def _stop_server(config: Config, path: Path) -> None:
     """
     if find_running(replace(config, db_path=str(path))) is None:
         return
-    note("stopping the server: the rest is taken over without it")
+    note("stopping the server: all data are moved")
     running = require_running(replace(config, db_path=str(path)))
     deadline_s = _clock.monotonic_s() + _STOP_S
     try:
