@@ -20,6 +20,7 @@ from pylon.cli.output import (
     result,
     wants_json,
 )
+from pylon.cli.schema_advise import advise
 from pylon.cli.schema_apply import apply, plan, references
 from pylon.cli.schema_finish import finish
 from pylon.cli.settings import dev_flag, read_settings
@@ -147,6 +148,7 @@ def history(ctx: click.Context, limit: str, sqlite: str | None, dev: bool) -> No
     result({"history": found}, "\n".join(lines) if lines or wants_json() else "no history yet")
 
 
+schema.add_command(advise)
 schema.add_command(plan)
 schema.add_command(apply)
 schema.add_command(finish)

@@ -55,7 +55,14 @@ def finish(
         result({"code": "FINISH_DRY_RUN", "steps": steps, "refusals": list(planned.refusals)},
                "\n".join(lines) or "nothing to do")
         ctx.exit(ERROR if planned.refusals else 0)
-    if not planned.refusals and planned.rewrites and allow_destructive:
+    if planned.refusals or (planned.rewrites and not allow_destructive):
+        for line in lines:
+            note(line)
+        if not planned.refusals:
+            note("this removes data: give --allow-destructive if it is wanted")
+        result({"code": "FINISH_BLOCKED", "ok": False, "refusals": list(planned.refusals)}, "")
+        ctx.exit(ERROR)
+    if planned.rewrites:
         if not yes and not is_confirmed(lines, store):
             result({"ok": False, "aborted": True}, "Aborted.")
             ctx.exit(ERROR)

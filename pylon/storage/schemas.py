@@ -131,6 +131,18 @@ class SchemaManager(Protocol):
             StartDelayed: another node changes the schema now.
         """
 
+    def trigram_statements(self, entity: str, field: str) -> list[str]:
+        """Return the statements of an index that serves patterns in a text field; none where the
+        store has no such index, or where this one is there."""
+
+    def make_trigram_index(self, entity: str, field: str) -> None:
+        """Carry out `trigram_statements` while nodes serve.
+
+        Raises:
+            SchemaRefused: the database refuses it.
+            StartDelayed: another node changes the schema now.
+        """
+
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """Compare the search indexes of entities with their rows, also while others write.
 

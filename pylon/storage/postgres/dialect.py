@@ -41,7 +41,7 @@ from pylon.storage.postgres.functions import (
     WHOLE,
 )
 from pylon.storage.postgres.operands import Converted, Operands
-from pylon.storage.postgres.patterns import like_parts, like_text
+from pylon.storage.postgres.patterns import count_marks, like_parts, like_text
 from pylon.storage.postgres.schema.ddl import where_text
 from pylon.storage.postgres.search import match_condition, match_expression
 from pylon.storage.sql.clause import SqlClause
@@ -183,8 +183,9 @@ def _write_affix(writer: PredicateWriter, node: Affix) -> Sql:
 
 
 def _write_like(writer: PredicateWriter, node: Like) -> Sql:
-    mark = writer.param()
-    return Sql(like_text(like_parts(node)[0], writer.column(node.field), mark.text), mark.params)
+    form, mark = like_parts(node)[0], writer.param()
+    text = like_text(form, writer.column(node.field), mark.text)
+    return Sql(text, mark.params * count_marks(form))
 
 
 def _write_has_member(writer: PredicateWriter, node: HasMember) -> Sql:

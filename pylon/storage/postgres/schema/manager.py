@@ -29,7 +29,7 @@ from pylon.storage.ops import InsertRow
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.connect import Limits, error_text, open_session
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
-from pylon.storage.postgres.names import quote
+from pylon.storage.postgres.names import fitting_name, quote
 from pylon.storage.postgres.schema import ddl, history, search
 from pylon.storage.postgres.schema.catalogue import (
     PostgresCatalogue,
@@ -40,6 +40,7 @@ from pylon.storage.postgres.schema.catalogue import (
 from pylon.storage.postgres.schema.contract import finish_contract, plan_contract
 from pylon.storage.postgres.schema.leader import alone
 from pylon.storage.postgres.schema.live import has_table, introspect, table_names
+from pylon.storage.postgres.schema.online import FAULTS, OnlineSteps, refusal_text
 from pylon.storage.postgres.schema.pending import count_pending, finish_pending
 from pylon.storage.postgres.schema.references import find_broken
 from pylon.storage.postgres.schema.results import ask_one, text_rows
@@ -128,6 +129,38 @@ class PostgresSchema:
             return finish_contract(
                 session, manifest, options, SystemClock(), allow_destructive=allow_destructive
             )
+
+    def trigram_statements(self, entity: str, field: str) -> list[str]:
+        """See `SchemaManager`. The index is no part of the manifest: no start drops it."""
+        name = fitting_name(f"{entity}_{field}_trgm")
+        with self._snapshot() as session:
+            if any(index.name == name for index in introspect(session, [entity]).indexes.values()):
+                return []
+        return [
+            "CREATE EXTENSION IF NOT EXISTS pg_trgm",
+            f"CREATE INDEX CONCURRENTLY {quote(name)} ON {quote(entity)} "
+            f"USING gin ({quote(field)} gin_trgm_ops) WITH (fastupdate = off)",
+        ]
+
+    def make_trigram_index(self, entity: str, field: str) -> None:
+        """See `SchemaManager`."""
+        statements = self.trigram_statements(entity, field)
+        if not statements:
+            return
+        extension, index = statements
+        with self._session() as session, alone(session, _WAIT_S):
+            try:
+                session.execute_script(extension)
+                OnlineSteps(session).make_index(
+                    fitting_name(f"{entity}_{field}_trgm"),
+                    index.replace(" CONCURRENTLY", "", 1), is_new=False,
+                )
+            except FAULTS as error:
+                raise SchemaRefused(
+                    f"{entity}.{field}: the database refuses the index: {refusal_text(error)}",
+                    hint="pg_trgm belongs to PostgreSQL's contrib modules; making it needs the "
+                    "right CREATE in the database",
+                ) from error
 
     def check_search(self, entities: Sequence[Entity]) -> list[SearchCheck]:
         """See `SchemaManager`."""
