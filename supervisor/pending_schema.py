@@ -22,6 +22,7 @@ from pylon.storage.nodes import NodeFacts
 from pylon.storage.schemas import SchemaManager
 
 _AGAIN_S: Final = 10.0
+_LOOK_S: Final = 2.0  # at the other nodes, which costs nothing
 
 _log = log.get_logger("schema")
 
@@ -68,7 +69,7 @@ class PendingSchema:
                 self._finish()
             if not self.count and self._others is None:
                 return
-            self._is_ending.wait(self._again_s)
+            self._is_ending.wait(self._again_s if self.count else min(_LOOK_S, self._again_s))
 
     def _finish(self) -> None:
         before = self.count

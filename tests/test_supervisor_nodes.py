@@ -134,3 +134,26 @@ def test_lost_news_are_recorded_as_missing_hints(tmp_path: Path) -> None:
     assert here.hub.hints.is_complete
     here.take(news=[NewsMessage("i", "hints", msgspec.json.encode([[], True]))])
     assert not here.hub.hints.is_complete
+
+
+def test_news_of_other_builds_are_dropped_or_read_as_far_as_they_are_known(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = ManualClock()
+    make_journal(tmp_path / "hints", "boot", [], clock)
+    nodes = Nodes(Link(), "own", clock, lambda _: None)
+    hints = NodeHints(tmp_path / "hints", 1, nodes, clock)
+    found = CursorHints(clock, limits.HINT_WINDOW_S)
+    known = HintReader(tmp_path / "hints", 1, clock, found)
+    take = nodes._take
+    take(NodesReport([], [], [
+        NewsMessage("i", "of tomorrow", b'{"a": 1}'),  # a topic that nobody handles here
+        NewsMessage("i", "hints", b'{"not": "a list"}'),
+        NewsMessage("i", "hints", b'[[[7,9,0]],false,"a later member"]'),
+    ]))
+    known.refresh()
+    assert found.get(7) == 9
+    logged = capfd.readouterr().err
+    assert logged.count("nodes.unreadable") == 1 and "of tomorrow" not in logged
+    known.close()
+    hints.close()

@@ -26,6 +26,7 @@ from pylon.query.words import text_fields
 from pylon.schema.columns import (
     JSON_COLUMN,
     SEQ_COLUMN,
+    constant_of,
     fold_column,
     fold_fields,
     fold_index,
@@ -160,7 +161,10 @@ def create_table(entity: Entity, *, compression: str = "") -> str:
     columns = [f"id {TEXT} PRIMARY KEY"]
     for field in entity.fields:
         column = f"{quote(field.name)} {column_type(field)}"
-        columns.append(column if field.optional else f"{column} NOT NULL")
+        constant = None if field.optional or field.unique else constant_of(field)
+        # Nodes whose manifest lacks the field insert rows without it.
+        default = "" if constant is None else f" DEFAULT {constant_text(constant)}"
+        columns.append(column if field.optional else f"{column} NOT NULL{default}")
     columns += [f"{quote(fold_column(field))} {TEXT}" for field in fold_fields(entity)]
     columns += [f"{JSON_COLUMN} {_json_type(compression)}", f"{SEQ_COLUMN} BIGINT"]
     statements = []
