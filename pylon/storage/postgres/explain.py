@@ -19,15 +19,24 @@ from pylon.storage.records import QueryPlan
 SETTINGS: Final = (
     "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off', true)"
 )
+# A page in an order can walk an index and look at each row. This tells whether a trigram index
+# could find the rows instead.
+PATTERN_SETTINGS: Final = (
+    "SELECT set_config('enable_seqscan', 'off', true), "
+    "set_config('enable_indexscan', 'off', true), set_config('enable_indexonlyscan', 'off', true)"
+)
 _SCANS: Final = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Heap Scan")
 # An incremental sort only orders what is equal in the first fields, which an index has in order.
 _SORT: Final = "Sort"
 
 
-def plan_of(found: bytes, entity: str, query: Query) -> QueryPlan:
+def plan_of(
+    found: bytes, entity: str, query: Query, *, may_sort: bool = False
+) -> QueryPlan:
     """Return the plan from the server's JSON, and the index that would help.
 
     Args:
+        may_sort: the rows are few, so a sort of them is none of all rows.
         found: of EXPLAIN (FORMAT JSON) for the SELECT of the query's rows.
     """
     root = orjson.loads(found)[0]["Plan"]
@@ -38,7 +47,7 @@ def plan_of(found: bytes, entity: str, query: Query) -> QueryPlan:
         for node, _ in nodes
     )
     # The page before a position is sorted once more.
-    is_sorted = any(node["Node Type"] == _SORT for node, _ in nodes) and (
+    is_sorted = not may_sort and any(node["Node Type"] == _SORT for node, _ in nodes) and (
         query.position is None or not query.position.is_before
     )
     is_served = not is_sorted and not (scans and query.where is not TRUE)

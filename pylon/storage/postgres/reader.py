@@ -242,11 +242,20 @@ class PostgresReader:
         """See `PlanSource`."""
         text = numbered(f"EXPLAIN (FORMAT JSON) {select.sql}")
 
-        def read() -> bytes | None:
-            self._run(explain.SETTINGS)
-            return self._run(text, select.params).get_value(0, 0)
+        def read(settings: str) -> bytes:
+            self._run(settings)
+            return self._run(text, select.params).get_value(0, 0) or b""
 
-        return explain.plan_of(self.at_one_commit(read) or b"", entity, query)
+        plan = explain.plan_of(
+            self.at_one_commit(lambda: read(explain.SETTINGS)), entity, query
+        )
+        if plan.is_indexed or not plan.patterns:
+            return plan
+        other = explain.plan_of(
+            self.at_one_commit(lambda: read(explain.PATTERN_SETTINGS)), entity, query,
+            may_sort=True,
+        )
+        return other if other.is_indexed else plan
 
     def count_rows(self, entity: str, most: int) -> int:
         """See `PlanSource`."""
