@@ -338,6 +338,31 @@ def test_a_newer_schema_and_a_serving_node_are_refused(filled: SchemaStage) -> N
         filled.manager.refuse_unreachable(wanted)
 
 
+def test_a_format_that_living_nodes_cannot_read_is_not_written(
+    filled: SchemaStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that raises reads-from waits until all nodes know what it writes."""
+    insert = (
+        "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, "
+        "started_at, seen_at, schema_format) VALUES ($1, '', '', '', '', '', now(), now(), $2)"
+    )
+    filled.ask(insert, "first", None)
+    filled.ask(insert, "second", 2)
+    assert filled.ask(
+        "SELECT key, value FROM _pylon_meta WHERE starts_with(key, 'schema_') ORDER BY key"
+    ) == [("schema_format", "1"), ("schema_writes", "2")]
+    monkeypatch.setattr("pylon.schema.history.READS_FROM", 2)
+    with pytest.raises(SchemaRefused, match=r"could not read what this one writes: first$"):
+        filled.start(APP)
+    filled.ask("DELETE FROM _pylon_nodes WHERE node = 'first'")
+    filled.start(APP)
+    reads_from = "SELECT value FROM _pylon_meta WHERE key = 'schema_format'"
+    assert filled.ask(reads_from) == [("2",)]
+    monkeypatch.setattr("pylon.schema.history.READS_FROM", 1)
+    filled.start(APP)  # an older build that can read format 2 does not lower it
+    assert filled.ask(reads_from) == [("2",)]
+
+
 def test_seed_rows_are_tried_beside_the_database(stage: SchemaStage) -> None:
     def insert(row_id: str, **fields: Any) -> InsertRow:
         encoded = EntityCodec(PAGE).insert(fields, row_id)

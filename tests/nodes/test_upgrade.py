@@ -279,6 +279,7 @@ def rolled(
         ), 60)
         problems += fleet.load.failed
         problems += fleet.check()
+        print(*problems, sep="\n")
         print(f"{fleet.load.acknowledged} writes acknowledged, "
               f"{len(fleet.load.failed)} requests failed")
     return fleet, problems

@@ -17,18 +17,20 @@ from typing import Final
 import msgspec
 from psycopg.pq.abc import PGresult
 
+from pylon.schema.history import WRITES_FORMAT
 from pylon.storage.nodes import DEAD_AFTER_S, LEASE_S, NodeFacts
 from pylon.storage.postgres.statements import Statement
 
 _FRESH: Final = f"seen_at > clock_timestamp() - interval '{DEAD_AFTER_S:g} seconds'"
 _REGISTER: Final = """
     INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, region,
-        cluster_url, curve_key, started_at, seen_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp(), clock_timestamp())
+        cluster_url, curve_key, schema_format, started_at, seen_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, clock_timestamp(), clock_timestamp())
     ON CONFLICT (node) DO UPDATE SET incarnation = excluded.incarnation, roles = excluded.roles,
         version = excluded.version, manifest = excluded.manifest, workers = excluded.workers,
         region = excluded.region, cluster_url = excluded.cluster_url,
-        curve_key = excluded.curve_key, started_at = excluded.started_at,
+        curve_key = excluded.curve_key, schema_format = excluded.schema_format,
+        started_at = excluded.started_at,
         seen_at = excluded.seen_at, lease_until = CASE
             WHEN _pylon_nodes.incarnation = excluded.incarnation THEN _pylon_nodes.lease_until
         END"""
@@ -51,6 +53,11 @@ _OTHERS: Final = (
     "SELECT node, incarnation, roles, version, manifest, workers, region, cluster_url, curve_key "
     f"FROM _pylon_nodes WHERE node <> $1 AND {_FRESH} ORDER BY node"
 )
+# Living nodes of builds that know a lower format than $1. The first ones did not write theirs.
+OLDER: Final = (
+    f"SELECT node FROM _pylon_nodes WHERE coalesce(schema_format, 1) < $1 AND {_FRESH} "
+    "ORDER BY node"
+)
 LIVING: Final = f"SELECT node FROM _pylon_nodes WHERE {_FRESH} ORDER BY node"
 _HOLDER: Final = f"SELECT incarnation FROM _pylon_nodes WHERE node = $1 AND {_FRESH}"
 _LEAVE: Final = "DELETE FROM _pylon_nodes WHERE node = $1 AND incarnation = $2"
@@ -62,7 +69,7 @@ def register(facts: NodeFacts) -> Statement:
     return _REGISTER, (
         facts.name, facts.incarnation, ",".join(facts.roles), facts.version, facts.manifest,
         msgspec.json.encode(facts.workers).decode(), facts.region, facts.cluster_url,
-        facts.curve_key,
+        facts.curve_key, WRITES_FORMAT,
     )
 
 

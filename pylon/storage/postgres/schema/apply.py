@@ -106,6 +106,7 @@ def prepare_store(
         history.refuse_newer(session)
         if has_table(session, "_pylon_meta"):
             make_system_tables(session)
+            history.refuse_older_nodes(session)
             return complete(session, manifest, clock, "start", [])
         with transaction(session):
             make_system_tables(session)

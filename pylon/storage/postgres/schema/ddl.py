@@ -120,7 +120,8 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         node {TEXT} PRIMARY KEY, incarnation {TEXT} NOT NULL, roles {TEXT} NOT NULL,
         version {TEXT} NOT NULL, manifest {TEXT} NOT NULL, workers {TEXT} NOT NULL,
         started_at TIMESTAMPTZ NOT NULL, seen_at TIMESTAMPTZ NOT NULL, region {TEXT},
-        cluster_url {TEXT}, curve_key {TEXT}, lease {TEXT}, lease_until TIMESTAMPTZ)""",
+        cluster_url {TEXT}, curve_key {TEXT}, lease {TEXT}, lease_until TIMESTAMPTZ,
+        schema_format BIGINT)""",
 )
 # Columns that a table of an earlier version lacks: table, column, type. Nodes of that version go on
 # beside them: they name the columns that they write.
@@ -130,6 +131,7 @@ LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
     ("_pylon_nodes", "curve_key", TEXT),
     ("_pylon_nodes", "lease", TEXT),
     ("_pylon_nodes", "lease_until", "TIMESTAMPTZ"),
+    ("_pylon_nodes", "schema_format", "BIGINT"),
     ("_pylon_shards", "owner", TEXT),
     ("_pylon_shards", "lease", TEXT),
     ("_pylon_shards", "region", TEXT),

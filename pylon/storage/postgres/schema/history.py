@@ -16,9 +16,11 @@ from typing import Any, Final
 import orjson
 
 from pylon.clock import Clock
+from pylon.errors import SchemaRefused
 from pylon.manifest.model import Manifest
 from pylon.schema import history
 from pylon.storage.postgres import meta
+from pylon.storage.postgres.registry import OLDER
 from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.results import ask, ask_one
 from pylon.storage.postgres.statements import Session
@@ -44,6 +46,24 @@ def refuse_newer(session: Session) -> None:
     if has_table(session, _TABLE):
         newest = ask_one(session, f"SELECT max(manifest_version) FROM {_TABLE}")
     history.refuse_newer(reads_from, None if newest is None else int(newest))
+
+
+def refuse_older_nodes(session: Session) -> None:
+    """Refuse to raise the reads-from number of a database on which nodes live that are older.
+
+    Raises:
+        SchemaRefused: the text names them.
+    """
+    noted = meta.get(session, READS_FROM)
+    if noted is not None and int(noted) >= history.READS_FROM:
+        return
+    nodes = [str(node) for (node,) in ask(session, OLDER, (history.READS_FROM,))]
+    if nodes:
+        raise SchemaRefused(
+            f"nodes of an older Pylon live, which could not read what this one writes: "
+            f"{', '.join(nodes)}",
+            hint="replace them by a version in between first, or stop them",
+        )
 
 
 def record(

@@ -209,7 +209,8 @@ def _repair(session: BlockingSession, entity: Entity, head: int, clock: Clock) -
     ))
     meta.put(session, key, shape)
     search.note_current(session, entity)
-    told = _announce(session, entity, clock) if filled else 0
+    is_known = any(name in entity.by_name for name in filled)
+    told = _announce(session, entity, clock) if is_known else 0
     _log.info("schema.rows.mended", entity=entity.name, rows=rows, announced=told)
 
 
