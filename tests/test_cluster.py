@@ -357,14 +357,15 @@ def test_no_byte_is_missing_in_the_middle_when_the_network_is_cut(
     entry, exit_ = nodes.tunnel()
     assert entry.tunnel is not None and exit_.tunnel is not None
     sent = [b"%d" % number for number in range(3_000)]
-    proxy.is_frozen = False
     for number, data in enumerate(sent):
         entry.tunnel.send(data)
         exit_.tunnel.send(data)
+        if number == 499:
+            run_greenlets_until("the first came", lambda: len(entry.data) == len(exit_.data) == 500)
         if number % 50 == 0:
             gevent.sleep(0.001)
-        if number == 1_000 and is_frozen:
-            proxy.is_frozen = True
+        if number == 1_000:
+            proxy.is_frozen = is_frozen
         if number == 1_500 and not is_frozen:
             proxy.cut()
 
