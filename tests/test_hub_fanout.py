@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pylon import limits
+from pylon import limits, metrics
 from pylon.auth_context import (
     ADMIN,
     ANONYMOUS,
@@ -221,3 +221,16 @@ def test_a_dead_peer_is_noticed_at_once(hub: Hub) -> None:
     run_greenlets_until("no socket is left", lambda: len(hub) == 0)
     assert hub.contexts == 0
     assert not peer.connection.send(b"late")
+
+
+def test_the_gauge_counts_the_connections_of_all_hubs_of_a_worker() -> None:
+    before = metrics.CONNECTIONS._value.get()
+    first, second = ws_hub(), ws_hub()
+    peers = [Peer(first, ANONYMOUS), Peer(first, ANONYMOUS), Peer(second, ANONYMOUS)]
+    assert metrics.CONNECTIONS._value.get() == before + 3
+    peers[2].connection.abort()
+    peers[2].connection.abort()
+    assert metrics.CONNECTIONS._value.get() == before + 2
+    for peer in peers[:2]:
+        peer.connection.abort()
+    assert metrics.CONNECTIONS._value.get() == before

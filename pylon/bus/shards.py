@@ -3,7 +3,11 @@
 Every shards worker executes commands at its own endpoint (`pylon.bus.calls`). A command about a
 shard goes to the worker where the shard is placed (`pylon.realtime.placement`). The matchmaker runs
 in one worker, which is found like that of a shard. Answers are JSON texts, which the shards worker
-encodes. Called by the API of HTTP workers, by `workers.ws` and by shards workers.
+encodes.
+
+Commands also go to other nodes, which may have another version (`pylon.cluster`): new fields stand
+at the end and have defaults, and a node refuses a command that it does not know. Called by the API
+of HTTP workers, by `workers.ws` and by shards workers.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Hub:
             self.occupied.set()
         self._note_session(connection)
         metrics.CONNECTIONS_OPENED.inc()
-        metrics.CONNECTIONS.set(self._open)
+        metrics.CONNECTIONS.inc()  # of all hubs of the worker
 
     def join(self, connection: Connection, sets: KeySets | None = None) -> None:
         """Deliver events after its `last_seq` to a connection from now on.
@@ -217,8 +217,8 @@ class Hub:
             self._open -= 1
             if not self._open:
                 self.occupied.clear()
+            metrics.CONNECTIONS.dec()
         self._forget_session(connection)
-        metrics.CONNECTIONS.set(self._open)
         for callback in self._on_closed:
             callback(connection)
 
