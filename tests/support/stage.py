@@ -120,6 +120,7 @@ class Stage:
         self.engine, self.pool = self.database.engine, self.database.pool
         self.update, self.delete = self.database.update, self.database.delete
         self.publisher = ChangesPublisher(self.runtime)
+        self._last_seq = 0  # of the last event
         self.proxy = SignalProxy(self.runtime)
         self.proxy.start()
         self.signals = PlainSignalSender(self.runtime)
@@ -173,9 +174,14 @@ class Stage:
     def write(self, *ops: Any, publish: bool = True) -> ChangeBatch:
         """Commit `ops` as one batch; `publish=False` is a batch that the bus loses."""
         result = self.database.commit(*ops)
-        batch = result.batch or ChangeBatch(self.engine.head, [])
-        if publish and result.batch is not None:
-            self.publisher.publish(result.batch)
+        if result.batch is None:
+            return ChangeBatch(self.engine.head, [])
+        events = result.batch.events
+        # As the relay does: seqs of sessions, which no event has, are no gap between two batches.
+        batch = ChangeBatch(min(result.batch.prev_seq, self._last_seq), events)
+        self._last_seq = events[-1].seq
+        if publish:
+            self.publisher.publish(batch)
         return batch
 
     def insert(self, entity: str, **body: Any) -> InsertRow:

@@ -222,9 +222,11 @@ class Replay:
             tail = self._feed.tail
             missed = tail.changes_after(cursor, limits.REPLAY_PAGE_EVENTS, _PAGE_BYTES)
             if missed is None:
+                # Of the time before the read: the tail may lose its oldest changes meanwhile, and
+                # the log that was read may lack them.
+                covered = tail.first_covered
                 last_seq = self._send_logged(connection, cursor)
-                # Without a page the feed will soon have heard that the log has nothing more.
-                cursor = max(cursor, tail.first_covered) if last_seq is None else last_seq
+                cursor = max(cursor, covered) if last_seq is None else last_seq
             else:
                 if missed:
                     self._send(connection, missed)

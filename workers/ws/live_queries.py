@@ -286,6 +286,7 @@ class LiveQueries:
         connection = subscription.connection
         while is_drained(connection):
             tail = self._feed.tail
+            covered = tail.first_covered  # before a read, which may lack what comes meanwhile
             tail.relate()
             changes: Sequence[Change] | None = tail.changes_after(seq)
             if changes is not None and len(changes) <= limits.REPLAY_PAGE_EVENTS:
@@ -301,7 +302,7 @@ class LiveQueries:
                 changes = changes[: limits.REPLAY_PAGE_EVENTS]
             self._send_diffs(subscription, changes)
             # The log may have no more changes although the tail begins later: seqs have gaps.
-            seq = changes[-1].seq if changes else max(seq, self._feed.tail.first_covered)
+            seq = changes[-1].seq if changes else max(seq, covered)
 
     def _send_diffs(self, subscription: Subscription, changes: Sequence[Change]) -> None:
         """Send the diffs of changes that the result lacks, in one write.
