@@ -1,7 +1,8 @@
 """A fleet: nodes on one database, writers and clients on them, and the comparison afterwards.
 
 Beside the load and the clients (`load`, `clients`, judged by `history`) it has users in a room
-(`attendees`), devices that edit a document (`editors`) and sessions that end (`sessions`).
+(`attendees`), devices that edit a document (`editors`), sessions that end (`sessions`), and on
+PostgreSQL shards (`shards`).
 `Fleet.trial` lets a fault happen, and returns every promise that it broke.
 """
 
@@ -21,12 +22,14 @@ from tests.nodes.editors import Editing
 from tests.nodes.history import Change, Stream, longest_wait, problems_of
 from tests.nodes.load import Load
 from tests.nodes.sessions import REVOKED_S, Revocation, revocation_problems
+from tests.nodes.shards import Playing
 from tests.support.manifests import field, notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import WAIT_S, wait_until
 
 CATCH_UP_S: Final = 60.0
 RETAINED: Final = "10000000"
+SHARD_APP: Final = str(Path(__file__).parent / "shard_app.py")
 END_SESSION_S: Final = 0.3  # after the begin of a fault
 
 
@@ -73,13 +76,21 @@ class Fleet:
 
     def __init__(
         self, folder: Path, nodes: int, env_of: Callable[[int], Mapping[str, str]],
-        *, writers: int = 3, clients: int = 6, seed: int = 1,
+        *, writers: int = 3, clients: int = 6, seed: int = 1, shards_at: str | None = None,
     ) -> None:
+        """
+        Args:
+            env_of: returns the settings of the node with a number.
+            shards_at: the URL of its PostgreSQL database, to run shards and record their states.
+        """
+        app = {} if shards_at is None else {"PYLON_APP": SHARD_APP}
+        self._shards_at = shards_at
+        self.playing: Playing | None = None
         self.nodes = [
             Node(folder / f"node{number}", trial_app(), {
                 "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "1", "PYLON_SSE_WORKERS": "1",
                 "PYLON_SHARD_WORKERS": "1", "PYLON_CHANGE_LOG_RETAIN": RETAINED,
-                "PYLON_LOG_LEVEL": "info", **env_of(number),
+                "PYLON_LOG_LEVEL": "info", **app, **env_of(number),
             })
             for number in range(nodes)
         ]
@@ -111,7 +122,11 @@ class Fleet:
                 self.clients.append(stack.enter_context(client))
             self.attendance = Attendance(self.nodes)
             self.editing = Editing(self.nodes)
-            for party in (self.load, self.attendance, self.editing):
+            parties = [self.load, self.attendance, self.editing]
+            if self._shards_at is not None:
+                self.playing = Playing(self.nodes, self._shards_at)
+                parties.append(self.playing)
+            for party in parties:
                 party.start()
                 stack.callback(party.stop)
             self.load.wait_for_progress()
@@ -166,6 +181,8 @@ class Fleet:
         self.wait_ready()
         problems = revocation_problems(self.nodes, self._trials)
         problems += self.attendance.problems()
+        if self.playing is not None:
+            problems += self.playing.problems()
         problems += self.editing.hold()
         self.load.pause()
         try:

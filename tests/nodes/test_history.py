@@ -10,6 +10,7 @@ import pytest
 
 from tests.nodes.editors import problems_of_text
 from tests.nodes.history import Change, Op, Outcome, Stream, longest_wait, problems_of
+from tests.nodes.shards import Save, problems_of_saves
 
 COUNTER = "c"
 
@@ -135,3 +136,17 @@ def test_longest_wait_counts_acknowledged_writes_of_the_time() -> None:
 def test_each_wrong_text_of_a_document_is_found(text: str, problem: str) -> None:
     found = problems_of_text(text, ["0:1", "1:1"], {"0:1", "1:1", "1:2"})
     assert found == [] if not problem else problem in found[0]
+
+
+@pytest.mark.parametrize(("saves", "problem"), [
+    ([Save("a", 1, "x", 1), Save("b", 5, "z", 1), Save("a", 1, "x", 3), Save("a", 2, "y", 4)], ""),
+    ([Save("a", 2, "x", 1), Save("a", 1, "y", 2)], "after"),
+    ([Save("a", 1, "x", 2), Save("a", 2, "y", 2)], "does not continue"),
+    ([Save("a", 1, "x", 1), Save("a", 1, "y", 2)], "second run"),
+    ([Save("a", 1, "x", 1), Save("a", 2, "y", 2), Save("a", 2, "x", 3)], "earlier generation"),
+])
+def test_each_state_of_a_shard_that_was_stored_wrongly_is_found(
+    saves: list[Save], problem: str
+) -> None:
+    found = problems_of_saves(saves)
+    assert found == [] if not problem else any(problem in line for line in found)

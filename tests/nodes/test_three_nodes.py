@@ -16,6 +16,7 @@ import pytest
 
 from tests.nodes.fleet import Fleet
 from tests.support import stores
+from tests.support.ports import reserve_base_port
 from tests.support.postgres import PostgresServer, find_programs
 
 pytestmark = [
@@ -134,10 +135,15 @@ def trial(
     version = stores.wanted_version(find_programs())
     assert version is not None
     server = PostgresServer(find_programs()[version])
+    ports = [reserve_base_port() for _ in range(3)]
     try:
         fleet = Fleet(
             tmp_path_factory.mktemp("nodes"), 3,
-            lambda number: {"DATABASE_URL": server.url, "PYLON_NODE": f"node{number}"},
+            lambda number: {
+                "DATABASE_URL": server.url, "PYLON_NODE": f"node{number}",
+                "PYLON_CLUSTER_URL": f"tcp://127.0.0.1:{ports[number]}",
+            },
+            shards_at=server.url,
         )
         with fleet.running():
             yield Trial(fleet, server)
