@@ -20,6 +20,8 @@ from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid, one_line
 from pylon.manifest.document import Node, NotJsonError, line_and_column, read_document
 from pylon.manifest.findings import Findings, items_of, text_of
 from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, Manifest
+from pylon.manifest.protected import protected_names
+from pylon.manifest.protected_checks import check_protected
 from pylon.manifest.shape import check_shape
 from pylon.policy.check import check
 from pylon.policy.grammar import PolicyInvalid
@@ -76,6 +78,7 @@ def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
     findings = Findings(text, file)
     check_shape(root, findings, strict=strict)
     check_all(root, findings)
+    check_protected(root, findings)
     check_constraints(root, findings)
     check_defaults(root, findings)
     check_index_filters(root, findings)
@@ -119,11 +122,12 @@ def _check_rules(root: Node, findings: Findings) -> None:
     Skip a policy whose entity or action has errors: its errors would only repeat those.
     """
     declared = items_of(root, "entities")
+    protected = protected_names(root.plain())
     known = {
         entity.name: entity
         for node in declared
         if not findings.touch(node)
-        for entity in (build_entity(node),)
+        for entity in (build_entity(node, protected),)
     }
     entities = {name: entity_scope(entity, known) for name, entity in known.items()}
     is_complete = len(known) == len(declared)

@@ -17,13 +17,15 @@ from pylon import limits
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.runtime import Runtime
 from pylon.storage.events import ChangeBatch
+from pylon.storage.public_rows import PublicRows
 
 
 class BatchPublisher:
     """See the module."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._publisher = ChangesPublisher(runtime)
+    def __init__(self, runtime: Runtime, rows: PublicRows) -> None:
+        """Args: `rows` removes the hidden fields, which no worker may have."""
+        self._publisher = ChangesPublisher(runtime, rows)
         self._kept: ChangeBatch | None = None
         self._due_s = float("-inf")  # not before
 

@@ -42,6 +42,7 @@ from pylon.startup import load_checked, start_warnings
 from pylon.storage.backend import Backend
 from pylon.storage.factory import open_store
 from pylon.storage.nodes import NodeFacts
+from pylon.storage.public_rows import PublicRows
 from supervisor import seed
 from supervisor.backups import Backups
 from supervisor.children import Children
@@ -203,9 +204,10 @@ def _assemble(
     _carry_hints(previous_run, store, manifest, runtime)
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
     source = store.changes(clock, SystemRandom(), config.database_poll_s)
+    rows = PublicRows(manifest.entities)
     relay = None
     if source is not None:
-        relay = Relay(source, runtime, broken)
+        relay = Relay(source, runtime, broken, rows)
         relay.start()
         stack.callback(relay.stop)
     nodes = _join_nodes(
@@ -221,7 +223,7 @@ def _assemble(
         node_rates = NodeRates(nodes, clock)
         node_hints = NodeHints(runtime.hints, config.workers_of("http"), nodes, clock)
     writer = Writer(
-        runtime, engine, broken, hand_over=None if relay is None else relay.hand_over
+        runtime, engine, broken, rows, hand_over=None if relay is None else relay.hand_over
     )
     writer.start()
     stack.callback(writer.stop)

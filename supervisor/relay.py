@@ -24,6 +24,7 @@ from pylon.bus.signals import PlainSignalSender
 from pylon.errors import StartDelayed, StoreUnavailable
 from pylon.storage.backend import ChangeReport, ChangeSource
 from pylon.storage.events import ChangeBatch
+from pylon.storage.public_rows import PublicRows
 from supervisor.batch_publisher import BatchPublisher
 
 _IDLE_S: Final = 60.0  # the source wakes for its own poll
@@ -36,12 +37,17 @@ class Relay:
     """`start` it before the writer; `stop` it after the writer's end."""
 
     def __init__(
-        self, source: ChangeSource, runtime: Runtime, broken: Callable[[BaseException], None]
+        self, source: ChangeSource, runtime: Runtime, broken: Callable[[BaseException], None],
+        rows: PublicRows,
     ) -> None:
-        """Args: `broken` is called, in the thread, when the relay cannot go on."""
+        """
+        Args:
+            broken: called, in the thread, when the relay cannot go on.
+            rows: removes the hidden fields, also from what older nodes have committed.
+        """
         self._source = source
         self._broken = broken
-        self._publisher = BatchPublisher(runtime)
+        self._publisher = BatchPublisher(runtime, rows)
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)

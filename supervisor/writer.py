@@ -44,6 +44,7 @@ from pylon.runtime import memory
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import WriteEngine
 from pylon.storage.ops import WriteReply, WriteRequest
+from pylon.storage.public_rows import PublicRows
 from pylon.storage.records import BatchRefusal, BatchResult
 from supervisor.batch_publisher import BatchPublisher
 
@@ -76,11 +77,13 @@ class Writer:
 
     def __init__(
         self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None],
-        clock: Clock | None = None, hand_over: Callable[[ChangeBatch], None] | None = None,
+        rows: PublicRows, clock: Clock | None = None,
+        hand_over: Callable[[ChangeBatch], None] | None = None,
     ) -> None:
         """
         Args:
             broken: called, in the thread, when the writer cannot go on.
+            rows: removes the hidden fields from what is published.
             hand_over: takes the committed batches, where others write to the store too and a relay
                 publishes the changes of all (`supervisor.relay`); None: the writer publishes.
         """
@@ -89,7 +92,7 @@ class Writer:
         self._engine = engine
         self._broken = broken
         self._port = WriterPort(runtime)
-        self._publisher = BatchPublisher(runtime) if hand_over is None else None
+        self._publisher = BatchPublisher(runtime, rows) if hand_over is None else None
         self._hand_over: Callable[[ChangeBatch], None] = hand_over or _no_batch
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()

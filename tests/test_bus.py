@@ -32,6 +32,7 @@ from pylon.storage.ops import (
     WriteReply,
     WriteRequest,
 )
+from pylon.storage.public_rows import PublicRows
 from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,10 +197,11 @@ from pathlib import Path
 from pylon.bus.runtime import Runtime
 from pylon.bus.writer_port import WriterPort
 from pylon.bus.changes import ChangesPublisher
+from pylon.storage.public_rows import PublicRows
 from pylon.bus.signals import SignalProxy
 from pylon.bus.status import StatusReceiver
 runtime = Runtime(Path(sys.argv[1]))
-port, publisher = WriterPort(runtime), ChangesPublisher(runtime)
+port, publisher = WriterPort(runtime), ChangesPublisher(runtime, PublicRows(()))
 proxy, status = SignalProxy(runtime), StatusReceiver(runtime)
 proxy.start()
 print("bound", flush=True)
@@ -298,7 +300,7 @@ def test_the_local_writer_waits_for_its_own_answer(runtime: Runtime) -> None:
 
 
 def test_changes_reach_a_subscriber(runtime: Runtime, start: Callable[[], Worker]) -> None:
-    publisher = ChangesPublisher(runtime)
+    publisher = ChangesPublisher(runtime, PublicRows(()))
     worker = start()
     seq = 0
     while True:  # a subscription takes a moment; a slow joiner misses batches, by design
@@ -315,7 +317,7 @@ def test_changes_reach_a_subscriber(runtime: Runtime, start: Callable[[], Worker
 
 
 def test_a_dead_subscriber_has_no_clients(runtime: Runtime) -> None:
-    publisher = ChangesPublisher(runtime)
+    publisher = ChangesPublisher(runtime, PublicRows(()))
     with zmq.Context() as context:
         sockets = [context.socket(zmq.SUB) for _ in range(2)]
         for socket in sockets:

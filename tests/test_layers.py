@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.storage.interface",
         "pylon.storage.schemas", "pylon.storage.backups", "pylon.storage.backend",
         "pylon.storage.related", "pylon.storage.transfer", "pylon.storage.nodes",
+        "pylon.storage.public_rows",
     ),
     # What works on any store.
     (

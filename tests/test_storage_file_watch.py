@@ -20,6 +20,7 @@ from pylon.clock import ManualClock
 from pylon.config import load
 from pylon.errors import StoreUnavailable
 from pylon.storage.ops import WriteRequest
+from pylon.storage.public_rows import PublicRows
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.file_watch import FileWatch
 from supervisor.flusher import Flusher
@@ -121,7 +122,7 @@ def test_refused_writes_are_logged_and_counted_by_reason_and_end_readiness(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     runtime = make_runtime_dir(load({"PYLON_RUNTIME_DIR": str(tmp_path / "r")}).config)
-    writer = Writer(runtime, engine, lambda _: None, clock)
+    writer = Writer(runtime, engine, lambda _: None, PublicRows(()), clock)
     writer.start()
     local = LocalWriter(runtime)
     local.submit(task(2))

@@ -17,6 +17,7 @@ from pylon.bus.writer_port import LocalWriter
 from pylon.changelog.feed import Feed
 from pylon.errors import ResyncRequired
 from pylon.storage.ops import DropSession, PutSession, WriteRequest
+from pylon.storage.public_rows import PublicRows
 from pylon.storage.sqlite.file_sync import sync_open_file
 from pylon.storage.sqlite.pool import ReaderPool
 from pylon.storage.sqlite.reader import SqliteReader
@@ -127,7 +128,7 @@ def test_the_wal_begins_anew_while_commits_never_cease(
     monkeypatch.setattr(limits, "WAL_LIMIT_BYTES", limits.WAL_CHECKPOINT_BYTES)
     flusher = Flusher(store.engine.maintenance, 1_000, store.clock)
     checkpoints = store.engine.maintenance.checkpoints
-    writer = Writer(store.runtime, store.engine, store.broken.append, store.clock)
+    writer = Writer(store.runtime, store.engine, store.broken.append, PublicRows(()), store.clock)
     writer.start()
     refused, ending = threading.Event(), threading.Event()
     store.engine._conn.set_busy_timeout(0)

@@ -133,6 +133,17 @@ class FieldFixed(PylonError):
     status = 400
 
 
+class ReadonlyField(PylonError):
+    """A client has sent a field that only the server and administrators write: one that sign-in
+    manages (emailVerified, phone, ...), or a hidden one (serverOnly, passwordHash, ...).
+
+    Remedy: leave the field out.
+    """
+
+    code = "READONLY_FIELD"
+    status = 403
+
+
 class MissingUserId(PylonError):
     """A session was asked for without saying for whom.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 from pylon.manifest.document import Node
@@ -28,6 +29,7 @@ from pylon.manifest.model import (
     Route,
     Search,
 )
+from pylon.manifest.protected import ProtectedNames, protected_names
 from pylon.manifest.rate_limits import build_rate_limit
 
 _ID_TYPE = re.compile(r"id\(([^()]*)\)")
@@ -48,10 +50,11 @@ def field_type(text: str) -> tuple[FieldType, str | None] | None:
 def build_manifest(node: Node) -> Manifest:
     """Return the whole manifest."""
     source = node.plain()
+    protected = protected_names(source)
     return Manifest(
         name=source["name"],
         version=DEFAULT_VERSION if source.get("version") is None else source["version"],
-        entities=tuple(_entity(raw) for raw in source["entities"]),
+        entities=tuple(_entity(raw, protected) for raw in source["entities"]),
         routes=tuple(_route(raw) for raw in source.get("routes") or ()),
         queries=tuple(_operation(raw) for raw in source.get("queries") or ()),
         actions=tuple(_operation(raw) for raw in source.get("actions") or ()),
@@ -63,9 +66,13 @@ def build_manifest(node: Node) -> Manifest:
     )
 
 
-def build_entity(node: Node) -> Entity:
-    """Return one entity."""
-    return _entity(node.plain())
+def build_entity(node: Node, protected: ProtectedNames) -> Entity:
+    """Return one entity.
+
+    Args:
+        protected: `protected_names` of the whole document.
+    """
+    return _entity(node.plain(), protected)
 
 
 def build_field(raw: dict[str, Any]) -> Field:
@@ -78,19 +85,30 @@ def build_operation(node: Node) -> Operation:
     return _operation(node.plain())
 
 
-def _entity(raw: dict[str, Any]) -> Entity:
+def _entity(raw: dict[str, Any], protected: ProtectedNames) -> Entity:
     search, crdt = raw.get("search"), raw.get("crdt")
+    fields = tuple(_protected(_field(f), raw["name"], protected) for f in raw["fields"])
+    # The document of a row has all of its fields, and clients get it whole.
+    is_hiding = any(field.server_only for field in fields)
     return Entity(
         name=raw["name"],
-        fields=tuple(_field(f) for f in raw["fields"]),
+        fields=fields,
         indexes=tuple(_index(i) for i in raw.get("indexes") or ()),
         relations=tuple(
             Relation(r["name"], r["target"], r["field"], bool(r.get("many")))
             for r in raw.get("relations") or ()
         ),
         search=None if search is None else _search(search),
-        crdt=True if crdt is None else crdt,
+        crdt=(True if crdt is None else crdt) and not is_hiding,
     )
+
+
+def _protected(field: Field, entity: str, names: ProtectedNames) -> Field:
+    is_hidden = field.server_only or names.is_secret(entity, field.name)
+    is_managed = names.is_managed(entity, field.name)
+    if not (is_hidden or is_managed):
+        return field
+    return replace(field, server_only=is_hidden, is_managed=is_managed)
 
 
 def _field(raw: dict[str, Any]) -> Field:
@@ -105,6 +123,7 @@ def _field(raw: dict[str, Any]) -> Field:
         raw.get("unique") == "nocase",
         tuple(raw.get("values") or ()) if kind is FieldType.ENUM else (),
         kind is FieldType.JSON and raw.get("wire") == "text", _constraints(raw),
+        bool(raw.get("serverOnly")),
     )
 
 
@@ -177,6 +196,7 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         user_entity=user.get("entity") or default.user_entity,
         expose=tuple(user.get("expose") or ()),
         hide=tuple(user.get("hide") or ()),
+        admin_field=user.get("admin_field") or None,
         session_expires_in_s=default.session_expires_in_s if expires_in_s is None else expires_in_s,
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
     )

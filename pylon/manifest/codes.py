@@ -34,6 +34,11 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "warning.",
         "use one of the hint.",
     ),
+    "FIELD_HIDDEN": (
+        "A search or a relation uses a field that no client may see: one with serverOnly, or a "
+        "secret of the user entity (passwordHash, totp...) or of the invite entity (tokenHash).",
+        "use another field, or keep the value in an entity that no policy lets clients read.",
+    ),
     "RATE_LIMIT_INVALID": (
         "A rule of rateLimits counts nothing, has no time or no name of its own, or is one of too "
         "many that count the same.",

@@ -92,6 +92,7 @@ FIELD: Final = Object(
         "crdt": words(*_CRDT_KINDS),
         "default": JsonValue(), "fixed": BOOL, "onUpdate": JsonValue(),
         "references": REFERENCES, "onDelete": words("restrict", "cascade", "setNull"),
+        "serverOnly": BOOL,
         **_TYPE_KEYS,
     },
 )
@@ -127,7 +128,9 @@ POLICY: Final = Object(
 AUTH: Final = Object(
     {},
     {
-        "user": Object({}, {"entity": STRING, "expose": STRINGS, "hide": STRINGS}),
+        "user": Object(
+            {}, {"entity": STRING, "expose": STRINGS, "hide": STRINGS, "admin_field": STRING}
+        ),
         "session": Object({}, {"expires_in": _LIFE_S}, {"cookie_cache": ""}),
         "trusted_origins": STRINGS,
     },

@@ -106,6 +106,8 @@ class Field:
     values: tuple[str, ...] = ()  # of an enum
     is_json_text: bool = False  # whether a JSON value is a text of JSON on the wire
     constraints: Constraints | None = None
+    server_only: bool = False  # hidden: no client receives it (`pylon.manifest.protected`)
+    is_managed: bool = False  # clients may not write it
 
     @property
     def insert_default(self) -> Default | None:
@@ -178,6 +180,21 @@ class Entity:
     def columns(self) -> tuple[str, ...]:
         """Return the public columns of a row: `id`, then the fields in manifest order."""
         return ("id", *(f.name for f in self.fields))
+
+    @cached_property
+    def hidden(self) -> frozenset[str]:
+        """Return the names of the fields that no client receives."""
+        return frozenset(f.name for f in self.fields if f.server_only)
+
+    @cached_property
+    def read_only(self) -> frozenset[str]:
+        """Return the names of the fields that only the server and administrators write."""
+        return frozenset(f.name for f in self.fields if f.server_only or f.is_managed)
+
+    @cached_property
+    def public_fields(self) -> tuple[Field, ...]:
+        """Return the fields that clients receive, in manifest order."""
+        return tuple(f for f in self.fields if not f.server_only)
 
     @cached_property
     def index_columns(self) -> tuple[tuple[str, ...], ...]:
@@ -262,6 +279,7 @@ class AuthConfig:
     expose: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
     session_expires_in_s: int = 2_592_000  # 0: never
+    admin_field: str | None = None  # of a user; only administrators write it
     trusted_origins: tuple[str, ...] = ()
 
 

@@ -25,7 +25,7 @@ _ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.NotFound, errors.NotSupported, errors.BadPath, errors.MissingUpdate,
     errors.InvalidHex, errors.CrdtDecodeFailed, errors.CrdtApplyFailed,
     errors.CrdtHistoryMissing, errors.LimitExceeded, errors.UniqueViolation, errors.FieldFixed,
-    errors.ReferenceNotFound, errors.Unavailable,
+    errors.ReadonlyField, errors.ReferenceNotFound, errors.Unavailable,
     errors.RateLimited,
 )
 

@@ -45,7 +45,7 @@ _OFFSET: Final = nullable({"type": "integer", "minimum": 0, "maximum": INT_MAX})
 
 def columns_of(entity: Entity) -> tuple[Field, ...]:
     """Return the fields that a query may name, `id` among them."""
-    return (_ROW_ID, *entity.fields)
+    return (_ROW_ID, *entity.public_fields)
 
 
 def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
@@ -73,7 +73,7 @@ def filter_schemas(entity: Entity, config: Config) -> dict[str, Schema]:
     })
     elements = {
         f"^{field.name}\\.": _condition(field)
-        for field in entity.fields if field.type is FieldType.JSON
+        for field in entity.public_fields if field.type is FieldType.JSON
     }
     paths: Schema = {"patternProperties": elements} if elements else {}
     out = {
@@ -126,9 +126,9 @@ def _condition(field: Field) -> Schema:
 def _aggregate(entity: Entity) -> Schema:
     columns = [field.name for field in columns_of(entity)]
     ordered = [field.name for field in columns_of(entity) if field.type is not FieldType.JSON]
-    times = [field.name for field in entity.fields if field.type in _TIMES]
+    times = [field.name for field in entity.public_fields if field.type in _TIMES]
     summable = [
-        field.name for field in entity.fields
+        field.name for field in entity.public_fields
         if field.type in (*_NUMBERS, FieldType.BOOL, FieldType.DECIMAL)
     ]
     groups: list[Schema] = [{"enum": ordered}]

@@ -99,8 +99,9 @@ def _insert(entity: Entity) -> Paths:
         {201: response("The row's id", obj({"id": {"type": "string"}}), headers=(*_SEQ, "ETag"))},
         raises=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.MissingField, errors.FieldFixed,
-            errors.PolicyDenied, errors.ReferenceNotFound, errors.UniqueViolation,
-            errors.OptimisticIdConflict, errors.IdempotencyKeyReused, errors.RateLimited,
+            errors.ReadonlyField, errors.PolicyDenied, errors.ReferenceNotFound,
+            errors.UniqueViolation, errors.OptimisticIdConflict, errors.IdempotencyKeyReused,
+            errors.RateLimited,
         ),
         parameters=[_KEY],
         body=ref(f"{entity.name}Insert"),
@@ -150,8 +151,8 @@ def _patch(entity: Entity) -> Paths:
         {200: response("Done", obj({"updated": {"const": True}}), headers=(*_SEQ, "ETag"))},
         raises=(
             *ROW_ERRORS, *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound,
-            errors.FieldFixed, errors.ReferenceNotFound, errors.UniqueViolation,
-            errors.RateLimited, *_CONDITIONAL,
+            errors.FieldFixed, errors.ReadonlyField, errors.ReferenceNotFound,
+            errors.UniqueViolation, errors.RateLimited, *_CONDITIONAL,
         ),
         parameters=[_row_id(entity), _IF_MATCH, _KEY], body=ref(f"{entity.name}Patch"),
     )

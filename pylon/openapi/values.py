@@ -131,7 +131,9 @@ def entity_schemas(entity: Entity) -> dict[str, Schema]:
     if entity.fields:
         patch["anyOf"] = [{"required": [field.name]} for field in entity.fields]
     return {
-        entity.name: obj({"id": {"type": "string"}, **{f.name: read(f) for f in entity.fields}}),
+        entity.name: obj(
+            {"id": {"type": "string"}, **{f.name: read(f) for f in entity.public_fields}}
+        ),
         f"{entity.name}Insert": obj(
             {"id": nullable(CLIENT_ID), **writes},
             [f.name for f in entity.fields if not f.optional and f.insert_default is None],

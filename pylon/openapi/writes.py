@@ -128,7 +128,7 @@ def _link(manifest: Manifest, *, linked: bool) -> dict[str, Any]:
         raises=(
             *_KEYED, errors.MissingField, errors.RelationNotFound, errors.NotFound,
             errors.EntityNotFound, errors.PolicyDenied, errors.InvalidValue,
-            errors.NullNotAllowed, errors.FieldFixed, errors.UniqueViolation,
+            errors.NullNotAllowed, errors.FieldFixed, errors.ReadonlyField, errors.UniqueViolation,
             errors.PreconditionFailed, errors.RateLimited,
         ),
         parameters=[_KEY], body=body_schema(

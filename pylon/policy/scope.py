@@ -44,7 +44,8 @@ class Scope:
     """The names that a rule may use.
 
     `subject` appears in messages; `roots` maps each root to its fields; `entities` are those that
-    ``exists(...)`` may ask, by name.
+    ``exists(...)`` may ask, by name. No rule may name a hidden field: its verdict would tell
+    something of the value, and rows that clients receive are judged without it.
     """
 
     subject: str
@@ -94,7 +95,7 @@ def _kinds(fields: Iterable[Field]) -> dict[str, Kind]:
 
 
 def kinds_of_row(entity: Entity) -> dict[str, Kind]:
-    return {"id": Kind.STRING, **_kinds(entity.fields)}
+    return {"id": Kind.STRING, **_kinds(entity.public_fields)}
 
 
 def list_names(names: Iterable[str]) -> str:

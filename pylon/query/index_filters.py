@@ -13,6 +13,7 @@ from pylon.manifest.build import build_entity
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of
 from pylon.manifest.model import Entity, Index
+from pylon.manifest.protected import protected_names
 from pylon.query.parse import parse_where
 from pylon.query.predicate import TRUE, Column, Compare, InValues, IsNull, Literal, Not, Predicate
 from pylon.query.predicate_parts import conjuncts
@@ -25,10 +26,11 @@ def index_filter(entity: Entity, index: Index) -> Predicate:
 
 def check_index_filters(root: Node, findings: Findings) -> None:
     """Report each `where` of an index that is no such filter. Skip entities with errors."""
+    protected = protected_names(root.plain())
     for node in items_of(root, "entities"):
         if findings.touch(node):
             continue
-        entity = build_entity(node)
+        entity = build_entity(node, protected)
         for index, index_node in zip(entity.indexes, items_of(node, "indexes"), strict=True):
             problem = None if index.where is None else _problem(entity, index)
             if problem is not None:

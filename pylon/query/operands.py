@@ -39,13 +39,15 @@ _NUMBER_TEXT: Final = re.compile(
 def field_of(entity: Entity, name: object) -> Field:
     """Return the field of that name, which may be `id`.
 
+    No filter, order, group or figure may name a hidden field: its answer would tell the value.
+
     Raises:
-        InvalidColumn: the entity has no such field.
+        InvalidColumn: the entity has no such field, or it is hidden.
     """
     if name == "id":
         return ID
     field = entity.by_name.get(name) if isinstance(name, str) else None
-    if field is None:
+    if field is None or field.server_only:
         raise unknown_column(entity, str(name))
     return field
 

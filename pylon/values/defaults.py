@@ -18,7 +18,7 @@ import orjson
 
 from pylon.auth_context import ADMIN_USER_ID, AuthContext
 from pylon.clock import NS_PER_S, Clock, RandomSource
-from pylon.errors import FieldFixed, MissingField
+from pylon.errors import FieldFixed, MissingField, ReadonlyField
 from pylon.ids import make_uuid
 from pylon.manifest.model import Default, Entity, Field, FieldType
 
@@ -36,8 +36,8 @@ def instant_text(wall_ns: int) -> str:
 class FieldDefaults:
     """The defaults of one entity, for one process. `has_stamps`: whether `stamp` sets a field."""
 
-    __slots__ = ("_clock", "_constants", "_entity", "_fixed", "_made", "_random", "_stamps",
-                 "has_stamps")
+    __slots__ = ("_clock", "_constants", "_entity", "_fixed", "_made", "_random", "_read_only",
+                 "_stamps", "has_stamps")
 
     def __init__(self, entity: Entity, clock: Clock, random: RandomSource) -> None:
         self._entity = entity
@@ -55,6 +55,7 @@ class FieldDefaults:
             if field.on_update is not None:
                 self._stamps.append((field, field.on_update))
         self._fixed = frozenset(f.name for f in entity.fields if f.is_set_by_server)
+        self._read_only = entity.read_only
         self.has_stamps = bool(self._stamps)
 
     def fill(self, body: object, row_id: str, auth: AuthContext) -> object:
@@ -65,10 +66,13 @@ class FieldDefaults:
 
         Raises:
             FieldFixed: the caller is no admin and has sent a fixed field.
+            ReadonlyField: see `check_read_only`.
             MissingField: a required field takes its value from the caller, who has none.
         """
         if not isinstance(body, dict):
             return body
+        if self._read_only:
+            self.check_read_only(body, auth)
         if self._fixed:
             self.check_fixed(body, auth)
         if not self._constants and not self._made:
@@ -103,6 +107,24 @@ class FieldDefaults:
         raise FieldFixed(
             f"{self._entity.name}.{name} is set by the server (\"fixed\" or \"onUpdate\" in the "
             "manifest)",
+            hint=f"Send the change without {name}", entity=self._entity.name, field=name,
+        )
+
+    def check_read_only(self, fields: Mapping[str, Any], auth: AuthContext) -> None:
+        """Refuse fields that only the server and administrators write. Every path of a client's
+        write calls this: inserts (`fill`), updates, and updates of documents.
+
+        Args:
+            fields: those of a new row, or the changed ones, whatever their values.
+
+        Raises:
+            ReadonlyField: the caller is no admin and has named such a field.
+        """
+        if auth.is_admin or self._read_only.isdisjoint(fields):
+            return
+        name = next(name for name in fields if name in self._read_only)
+        raise ReadonlyField(
+            f"{self._entity.name}.{name} is read-only: only the server writes it",
             hint=f"Send the change without {name}", entity=self._entity.name, field=name,
         )
 

@@ -14,9 +14,13 @@ from pylon.values.types import INT_MAX, INT_MIN, expected
 
 
 def unknown_column(entity: Entity, name: str) -> InvalidColumn:
-    """Return the error for a field that `entity` does not have, worded by spec/http.md §2.8."""
+    """Return the error for a field that `entity` does not have, worded by spec/http.md §2.8.
+
+    A hidden field is unknown to whoever may not name it.
+    """
+    known = ", ".join(["id", *(field.name for field in entity.public_fields)])
     return InvalidColumn(
-        f'Unknown column "{shorten(name)}" -- valid columns: {", ".join(entity.columns)}',
+        f'Unknown column "{shorten(name)}" -- valid columns: {known}',
         entity=entity.name, field=shorten(name),
     )
 

@@ -116,7 +116,7 @@ def test_the_fetch_metadata_of_another_site_sends_no_write(
         ("POST", "/api/entities/User"), ("PATCH", "/api/entities/User/x"),
         ("POST", "/api/sync/push"), ("POST", "/api/batch"),
     ):
-        cookie = {"Cookie": f"{COOKIE}={server.user('u1')}"}
+        cookie = {"Cookie": f"{COOKIE}={server.user('u1')}", "Content-Type": "application/json"}
         answer = server.call(method, target, {}, headers={**cookie, **headers})
         assert (answer.status_code, answer.json["error"]["code"]) == (403, "CSRF_REJECTED")
 

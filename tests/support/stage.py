@@ -38,6 +38,7 @@ from pylon.storage.ops import (
     DropSession,
     InsertRow,
 )
+from pylon.storage.public_rows import PublicRows
 from tests.support import stores
 from tests.support.database import Database
 from tests.support.wait import WAIT_S, wait_until
@@ -119,7 +120,7 @@ class Stage:
         self.database = Database(self.config.db_path, self.app, SystemClock())
         self.engine, self.pool = self.database.engine, self.database.pool
         self.update, self.delete = self.database.update, self.database.delete
-        self.publisher = ChangesPublisher(self.runtime)
+        self.publisher = ChangesPublisher(self.runtime, PublicRows(self.app.manifest.entities))
         self._last_seq = 0  # of the last event
         self.proxy = SignalProxy(self.runtime)
         self.proxy.start()

@@ -19,6 +19,7 @@ from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules
 from pylon.query.predicate import TRUE
 from pylon.storage.ops import InsertRow, OpKey
+from pylon.storage.public_rows import PublicRows
 from pylon.values import EntityCodec
 from supervisor.writer import Writer
 from tests.support import stores
@@ -54,7 +55,7 @@ class WriterStore:
 
 def start_writer(store: WriterStore, engine: Any = None) -> tuple[Writer, LocalWriter]:
     """A running writer, and a client of it in this process."""
-    writer = Writer(store.runtime, engine or store.engine, store.broken.append)
+    writer = Writer(store.runtime, engine or store.engine, store.broken.append, PublicRows(()))
     writer.start()
     return writer, LocalWriter(store.runtime)
 

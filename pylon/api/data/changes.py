@@ -27,7 +27,7 @@ def make_insert(
 
     Raises:
         InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField, InvalidId,
-            FieldFixed: the body does not fit the entity.
+            FieldFixed, ReadonlyField: the body does not fit the entity.
         PolicyDenied: the caller may not insert this row.
     """
     codec = app.codecs[entity.name]
@@ -63,11 +63,15 @@ def make_update(
 
     Raises:
         InvalidData: the body names no field; others as for `make_insert`.
+        ReadonlyField: it names one that only the server writes.
     """
+    defaults = app.defaults[entity.name]
+    if isinstance(body, dict):
+        defaults.check_read_only(body, auth)
     patch = app.codecs[entity.name].patch(body, row_id)
     if not patch:
         raise InvalidData(f"Nothing to update in {entity.name}: the body names no field")
-    app.defaults[entity.name].check_fixed(patch, auth)
+    defaults.check_fixed(patch, auth)
     return UpdateRow(entity.name, row_id, patch, auth, op, if_match)
 
 

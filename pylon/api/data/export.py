@@ -2,7 +2,8 @@
 
 The document is the wire's. With ``Accept: application/x-ndjson`` each line is
 ``{"entity", "row"}``, which `/api/import` accepts. Both are read in pages by id and streamed, so
-an export of any size needs the memory of one page. Each page is of one commit, but not all pages
+an export of any size needs the memory of one page. An export is the one answer with hidden fields,
+since an import has to bring them back. Each page is of one commit, but not all pages
 are of the same one; a backup is a copy of one moment.
 """
 
@@ -26,6 +27,7 @@ from pylon.errors import Forbidden
 from pylon.manifest.model import Entity
 from pylon.query.predicate import TRUE
 from pylon.query.rows import Query
+from pylon.storage.public_rows import whole_store
 
 JSON_LINES: Final = "application/x-ndjson"
 
@@ -82,7 +84,7 @@ class Export:
         after_id: str | None = None
         while True:
             query = Query(TRUE, limit=limits.SNAPSHOT_PAGE_ROWS, after_id=after_id)
-            page, has_more = self._services.store.scan(
+            page, has_more = whole_store(self._services.store).scan(
                 partial(read_page, entity=entity.name, query=query), caller=caller
             )
             if page:

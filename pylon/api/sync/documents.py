@@ -66,7 +66,10 @@ class DocumentPush:
             bad_path(req, resp)
         named = entity_named(services.app, entity, auth)
         if not named.crdt:
-            raise NotSupported(f'{named.name} has no documents: its manifest says "crdt": false')
+            why = "some of its fields are hidden" if named.hidden else (
+                'its manifest says "crdt": false'
+            )
+            raise NotSupported(f"{named.name} has no documents: {why}")
         subject = subject_of(req, services.requests)
         if not auth.is_admin:
             _spend_push(services, auth, address_of(req, services.requests))

@@ -117,6 +117,7 @@ class DocumentWrites:
             # A document keeps a datetime as a client wrote it; the row has the stored notation.
             patch = {name: value for name, value in patch.items() if value != before.get(name)}
             if patch:
+                entity.defaults.check_read_only(patch, op.auth)
                 entity.defaults.check_fixed(patch, op.auth)
             if patch and entity.defaults.has_stamps:
                 stamped = entity.defaults.stamp(op.row_id, patch, op.auth)

@@ -28,6 +28,7 @@ from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.nodes import NodeFacts, NodeLink
 from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session, translate
+from pylon.storage.public_rows import public_store
 from pylon.storage.schemas import SchemaManager
 from pylon.storage.transfer import TransferManager
 
@@ -146,7 +147,7 @@ class PostgresBackend:
         store: Store = _load("store").PostgresStore(
             self.url, manifest, clock, connections=self._connections, node=self.application
         )
-        return store
+        return public_store(store, manifest)
 
     def open_bare_reads(self) -> BareReads:
         """See `Backend`."""

@@ -27,7 +27,9 @@ from pylon.private_folders import (
     remove_private_folder,
 )
 from pylon.storage.backend import Capabilities
+from pylon.storage.interface import Store
 from pylon.storage.nodes import NodeFacts
+from pylon.storage.public_rows import public_store
 from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.bare_reads import SqliteBareReads
 from pylon.storage.sqlite.reader import SqliteReader
@@ -37,7 +39,6 @@ from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 # The supervisor loads no gevent, and workers no engine.
 if TYPE_CHECKING:
     from pylon.storage.sqlite.engine import SqliteEngine
-    from pylon.storage.sqlite.pool import ReaderPool
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
 _MEMORY_PREFIX: Final = "pylon-memory-"
@@ -106,11 +107,11 @@ class SqliteBackend:
         """See `Backend`."""
         return SqliteReader(self.data_path, manifest)
 
-    def open_readers(self, manifest: Manifest, clock: Clock) -> ReaderPool:
+    def open_readers(self, manifest: Manifest, clock: Clock) -> Store:
         """See `Backend`."""
         from pylon.storage.sqlite.pool import ReaderPool
 
-        return ReaderPool(self.data_path, manifest, clock)
+        return public_store(ReaderPool(self.data_path, manifest, clock), manifest)
 
     def open_bare_reads(self) -> SqliteBareReads:
         """See `Backend`."""
