@@ -183,6 +183,40 @@ def test_a_membership_within_one_commit_shows_nothing(stage: MembershipStage) ->
     assert ada.events == []
 
 
+def test_a_row_in_view_between_the_ends_of_a_difference_leaves_the_client(
+    stage: MembershipStage,
+) -> None:
+    """The client pulled the row after the cursor at which the server begins."""
+    stage.carry_out([("put", "Member", 3, {"userId": "ada", "price": "1.5"})], 0)
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    cursor = ada.cursor
+    ada.disconnect()
+    stage.carry_out([("put", "Unpriced", 2, {"price": "1"})], 1)
+    ada.pull()
+    stage.carry_out([("put", "Unpriced", 2, {"price": "1.5"})], 2)
+    stage.carry_out([("put", "Room", 1, {"name": "r2"})], 3)
+    ada.connect_at(cursor)
+    stage.settle()
+    ada.check("after the row is hidden")
+
+
+def test_a_row_that_was_never_in_view_is_not_named(stage: MembershipStage) -> None:
+    """A row that is made and changed while a membership hides it, between two related changes."""
+    stage.carry_out([("put", "Member", 3, {"userId": "ada", "price": "1"})], 0)
+    ada = Replica(stage, CALLERS[0])
+    ada.connect()
+    cursor = ada.cursor
+    ada.disconnect()
+    stage.carry_out([("put", "Unpriced", 2, {"price": "1"})], 1)
+    stage.carry_out([("put", "Unpriced", 2, {"price": "1", "level": 1})], 2)
+    stage.carry_out([("put", "Room", 1, {"name": "r2"})], 3)
+    ada.connect_at(cursor)
+    stage.settle()
+    assert "Unpriced" not in [entity for entity, _ in ada.kinds()]
+    ada.check("at the end")
+
+
 def test_a_live_query_begins_again_when_the_callers_memberships_change(
     stage: MembershipStage,
 ) -> None:

@@ -10,10 +10,10 @@ related change, where the writer leaves `limits.RELATED_SEQS` free (`pylon.stora
 A client may have what came after the cursor at which a pull or a socket of it begins. A client
 that names no cursor begins before its last pull (`workers.hub.start_cursors`). A client that has
 had a difference names the seq of its last event, which may be lower than the end of the range. So
-such a client also gets a delete for each row that was in view after some related change of the
-range and is not at the end, and an insert for each row in view that may have been out of it
-meanwhile. Both have seqs above every change that could have turned the row, because the client
-drops events up to its own cursor.
+such a client also gets a delete for each row that was in view at some commit of the range and is
+not at the end, and an insert for each row in view that may have been out of it meanwhile. Both have
+seqs above every change that could have turned the row, because the client drops events up to its
+own cursor.
 
 Invariants: after it the client has exactly the rows that it may read at the end of the range. An
 image that was readable in between only is not in it. Seqs ascend, are unique, and lie above the
@@ -89,6 +89,8 @@ class _Difference:
         self._is_exact = is_exact
         self._moments: list[RelatedRows] = []  # after each related change, unless exact
         self._judgements = 0
+        # Of each row the images that the range left; first those before the first related change.
+        self._early_images: dict[tuple[str, str], list[Row]] = {}
         self._images: dict[tuple[str, str], list[Row]] = {}
         self._reader = reader
         self._rules = rules
@@ -156,6 +158,8 @@ class _Difference:
             if change.event.entity == entity and change.row is not None:
                 key = entity, change.event.row_id
                 self._images.setdefault(key, []).append(change.row)
+                if not causes or change.seq < causes[0].seq:
+                    self._early_images.setdefault(key, []).append(change.row)
         return causes[-1] if causes else None
 
     def _touched(
@@ -171,8 +175,9 @@ class _Difference:
             saw = self._saw(rules, span.before)
             event, before = span.last.event, span.first.event.prev_data
             sees = self._sees(rules, span.after)
+            key = entity, event.row_id
             if not sees and not saw and not self._was_seen(
-                rules, self._images.get((entity, event.row_id), ())
+                rules, self._images.get(key, ()), self._early_images.get(key, ())
             ):
                 continue
             if last_cause is not None and last_cause.seq > event.seq:
@@ -245,12 +250,21 @@ class _Difference:
             data, before = (row.text, None) if row.is_open else (None, row.text)
             yield _change(seq, row.entity, row.row_id, kind, data, before, cause)
 
-    def _was_seen(self, rules: EntityRules, images: Sequence[Row]) -> bool:
-        """Whether an image of a row was in view after a related change, unless exact."""
-        self._judgements += len(images) * len(self._moments)
+    def _was_seen(
+        self, rules: EntityRules, images: Sequence[Row], early_images: Sequence[Row] = ()
+    ) -> bool:
+        """Whether an image of a row was in view at a commit within the range, unless exact.
+
+        Args:
+            images: any of them may have been in view after a related change.
+            early_images: those of a time before the first related change.
+        """
+        self._judgements += len(images) * len(self._moments) + len(early_images)
         if self._judgements > limits.RELATED_JUDGEMENTS:
             raise LimitExceeded("your memberships have changed too often for so many rows")
         return any(
+            rules.may_read(self._auth, image, self._before) for image in early_images
+        ) or any(
             rules.may_read(self._auth, image, moment)
             for image in images for moment in self._moments
         )
