@@ -160,3 +160,15 @@ def test_a_session_that_ends_is_not_remembered_beyond_its_end(server: ApiStage) 
     assert server.call("GET", "/api/auth/me", token=token).json["user_id"] == "u"
     server.clock.advance(0.5)
     assert server.call("GET", "/api/auth/me", token=token).json["user_id"] is None
+
+
+def test_a_refresh_by_cookie_replaces_the_cookie(server: ApiStage) -> None:
+    token = server.user("u1")
+    cookie = {"Cookie": f"My_App_session={token}", **ORIGIN}
+    answer = server.call("POST", "/api/auth/refresh", headers=cookie)
+    new = answer.json["token"]
+    assert answer.headers["set-cookie"] == (
+        f"My_App_session={new}; Path=/; HttpOnly; Secure; SameSite=Lax; Max-Age=3600"
+    )
+    by_bearer = server.call("POST", "/api/auth/refresh", token=new, headers=ORIGIN)
+    assert by_bearer.status_code == 200 and "set-cookie" not in by_bearer.headers

@@ -1,8 +1,9 @@
 """Identity and sessions: guest, me, session, refresh, logout (spec/http.md §3.11.1).
 
 Invariants: a token is sent only after its session is committed. The cookie is set only for a
-request with a trusted Origin header, and never by `POST /api/auth/session` and `refresh`. When a
-session ends, a signal tells the socket workers, which close its sockets.
+request with a trusted Origin header, and by `refresh` for a caller who came with it; never by
+`POST /api/auth/session`. When a session ends, a signal tells the socket workers, which close its
+sockets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pylon.api.identity.bodies import MINT_SESSION
 from pylon.api.services import IdentityServices
 from pylon.auth.devices import device_label
 from pylon.auth.sessions import NewSession, new_session
+from pylon.auth.tokens import UnprivilegedToken
 from pylon.auth_context import AuthContext
 from pylon.bus.messages import SessionRevoked
 from pylon.errors import AuthRequired, Forbidden, SessionExpired
@@ -179,7 +181,10 @@ class Session:
 
 
 class Refresh:
-    """``POST /api/auth/refresh``: replace the token; the old one ends."""
+    """``POST /api/auth/refresh``: replace the token; the old one ends.
+
+    A caller who is known by the cookie gets the new token as a cookie too (spec/identity.md §1.1).
+    """
 
     def __init__(self, services: IdentityServices) -> None:
         self._services = services
@@ -187,7 +192,8 @@ class Refresh:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         services = self._services
-        if not token_of(req, services.requests):
+        token = token_of(req, services.requests)
+        if not token:
             raise AuthRequired("Login required")
         caller = caller_of(req, services.requests)
         auth, old_id = caller.auth, caller.session_id
@@ -205,6 +211,8 @@ class Refresh:
             services.writer.submit(DropSession(session.put.session_id))
             raise SessionExpired("The session has ended: sign in again")
         self._sessions.announce_end(old_id)
+        if isinstance(token, UnprivilegedToken):  # its cookie holds the token that has ended
+            resp.append_header("set-cookie", services.requests.cookie.set(session.token))
         send_json(
             resp,
             {
