@@ -199,9 +199,15 @@ class Connection:
         self._pauses |= reason
         self._request(self._requested & ~READ)
 
-    def resume(self, reason: int) -> None:
-        """Withdraw a reason for the pause; read again if it was the last one."""
+    def resume(self, reason: int, early: bytes = b"") -> None:
+        """Withdraw a reason for the pause; read again if it was the last one.
+
+        Args:
+            early: the bytes that arrived behind the handshake, if `start` did not get them.
+        """
         pauses, self._pauses = self._pauses, self._pauses & ~reason
+        if early and self._state != self._CLOSED:
+            self._transport.received(self, early)
         if pauses and not self._pauses and self._state != self._CLOSED:
             self._request(self._requested | READ)
             self._transport.resumed(self)

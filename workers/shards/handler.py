@@ -67,6 +67,7 @@ TAKEN_OVER: Final = 4409
 MAIN_PORT: Final = b"m"
 OWN_PORT: Final = b"o"
 
+_JOINING: Final = 4  # a reason for a pause
 _REQUEST_ID_BYTES: Final = 8
 _ANONYMOUS_SID: Final = "anon"
 _SEAT_IN_URL: Final = (
@@ -128,9 +129,11 @@ class ShardConnectionHandler:
         except SubscribeFailed as ex:  # a close code is all that browsers can read
             refusal = ex
         connect_request = ConnectRequest(
-            handshake.address, handshake.token, None, early, handshake.answer
+            handshake.address, handshake.token, None, answer=handshake.answer
         )
         connection, error = self._admission.enter(raw, connect_request)
+        # The join may wait for the store. Inputs wait for the join: none may be lost.
+        connection.pause(_JOINING)
         try:
             if error is not None:
                 raise error
@@ -145,6 +148,8 @@ class ShardConnectionHandler:
             connection.close(TRY_AGAIN_LATER, ex.message)
         except PylonError as ex:
             connection.close(TRY_AGAIN_LATER, ex.code)
+        finally:
+            connection.resume(_JOINING, early)
         return None
 
     def refusal(self, error: PylonError, request: Request | None) -> bytes:
