@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from pylon import limits
+from pylon.bus.rooms_messages import JoinRoom, RoomRequest
 from pylon.bus.runtime import Runtime
 from pylon.changelog.hint_journal import HintReader, HintWriter, make_journal
 from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import MarkReader, marks_path, window_cursor
-from pylon.clock import ManualClock
+from pylon.clock import ManualClock, SeededRandom
+from pylon.rooms.node_news import NEWS_BYTES, RoomNews, decode_news
 from pylon.storage.nodes import NewsMessage, NodeFacts, NodeLease, NodesReport
 from pylon.storage.ops import InsertRow, WriteRequest
 from pylon.storage.sqlite.engine import SqliteEngine
 from supervisor.hints import PreviousRun
 from supervisor.node_hints import NodeHints
 from supervisor.nodes import Nodes
+from supervisor.rooms import RoomsThread
 from tests.support.storage import open_engine, open_reader
 
 INSERTS = 400
@@ -157,3 +161,39 @@ def test_news_of_other_builds_are_dropped_or_read_as_far_as_they_are_known(
     assert logged.count("nodes.unreadable") == 1 and "of tomorrow" not in logged
     known.close()
     hints.close()
+
+
+def test_rooms_are_told_in_parts_and_again_to_a_node_that_missed_the_beginning(
+    tmp_path: Path
+) -> None:
+    clock, link = ManualClock(), Link()
+    nodes = Nodes(link, "own", clock, lambda _: None)
+    runtime = Runtime(tmp_path / "run")
+    runtime.dir.mkdir(mode=0o700)
+    rooms = RoomsThread(runtime, clock, SeededRandom(1), nodes)
+    data = json.dumps("x" * 50_000).encode()
+    rooms._service.apply(b"r1-w", [
+        RoomRequest(0, JoinRoom(f"r{number}", f"u{number}", data)) for number in range(20)
+    ])
+
+    def tell() -> list[RoomNews]:
+        """What leaves in the next tick."""
+        clock.advance(limits.ROOM_TICK_S)
+        rooms._tell()
+        rooms._tell_state()
+        told = [body for _, body in link.published]
+        link.published.clear()
+        assert sum(map(len, told)) < 2 * NEWS_BYTES
+        return [decode_news(body) for body in told]
+
+    rooms._tell_all()
+    first = tell()
+    assert first[0].begins and not first[-1].ends
+    rooms._tell_all()  # another node asks, which missed the beginning
+    told = [*first, *(news for _ in range(12) for news in tell())]
+    assert [news.begins for news in told].count(True) == 2
+    assert [news.ends for news in told].count(True) == 2 and told[-1].ends
+    members = [part.user_id for news in told for part in news.members]
+    assert members[:20] == members[20:] == [f"u{number}" for number in range(20)]
+    assert tell() == []
+    rooms._port.close()
