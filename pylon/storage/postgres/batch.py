@@ -142,8 +142,7 @@ class Batch:
         guards = guards_of(self.overlay, everything=True)
         metrics.BATCHES_LOCKED.inc()
         self.take_lock(guards, guards=len(guards))
-        self.overlay.read_versions.clear()
-        self.overlay.touched.clear()
+        self.overlay.trust()
         if self._mark >= 0:
             self.gathered.insert(self._mark, _plain("SAVEPOINT step"))
             self._mark += 1
@@ -199,9 +198,38 @@ class Batch:
         Raises:
             OutdatedError, RequestsFailed, psycopg.Error
         """
+        return self.scan_all([(text, parameters)])[0]
+
+    def scan_all(self, statements: Sequence[Statement]) -> list[PGresult]:
+        """Read with the changes of this batch, under the lock, in one round trip.
+
+        It sends what was gathered in front of the statements.
+
+        Raises:
+            OutdatedError, RequestsFailed, psycopg.Error
+        """
         self.lock()
-        self.send_gathered()
-        return self.read(text, parameters)
+        metrics.BATCH_READS.inc()
+        flush = Flush()
+        if self.gathered:
+            self.add_gathered(flush, self.last_seq())
+        sent = len(flush.statements)
+        outcome = self.send([*flush.statements, *statements])
+        error = outcome.error
+        if error is not None:
+            if is_lost(error) or self.session.is_broken:
+                raise error
+            self.writer.roll_back(self.session)
+            if isinstance(error, AGAIN):
+                raise OutdatedError from error
+            if isinstance(error, STORE_FAILURES) or len(outcome.results) >= sent:
+                raise error
+            raise self.refusals(error)
+        self._sent += self.gathered
+        self.gathered.clear()
+        if self._mark >= 0:
+            self._mark = 0
+        return outcome.results[sent:]
 
     def read_all(self, statements: Sequence[Statement]) -> list[PGresult]:
         """Read in one round trip.
@@ -247,32 +275,6 @@ class Batch:
                 return outcome
             metrics.LOCK_WAITS.inc()
             self.writer.wait_for_lock(session, error, until_s)
-
-    def send_gathered(self) -> None:
-        """Send what was gathered, within the locked transaction.
-
-        Raises:
-            OutdatedError, RequestsFailed, psycopg.Error
-        """
-        if not self.gathered:
-            return
-        flush = Flush()
-        self.add_gathered(flush, self.last_seq())
-        outcome = self.send(flush.statements)
-        error = outcome.error
-        if error is not None:
-            if is_lost(error) or self.session.is_broken:
-                raise error
-            self.writer.roll_back(self.session)
-            if isinstance(error, AGAIN):
-                raise OutdatedError from error
-            if isinstance(error, STORE_FAILURES):
-                raise error
-            raise self.refusals(error)
-        self._sent += self.gathered
-        self.gathered.clear()
-        if self._mark >= 0:
-            self._mark = 0
 
     def refusals(self, error: psycopg.Error) -> Exception:
         """Return the refusals of single requests in place of an error of their flush.

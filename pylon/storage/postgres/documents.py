@@ -92,9 +92,7 @@ class PostgresDocuments:
 
     def find_document(self, key: DocumentKey) -> StoredDocument | None:
         """See `DocumentRows`."""
-        self._batch.lock()
-        self._batch.send_gathered()
-        snapshot, updates, views = self._batch.read_all(
+        snapshot, updates, views = self._batch.scan_all(
             [(SNAPSHOT, key), (UPDATES, key), (VIEWS, key)]
         )
         if not snapshot.ntuples:

@@ -1,7 +1,9 @@
-"""Prefetch: reads in one round trip what the requests of a batch will ask for.
+"""Prefetch: reads what the requests of a batch will ask for, before they are executed.
 
-It finds the rows of updates and deletes, the operations with op_ids, the owners of unique values,
-the rows that others refer to, and the documents of rows. What it overlooks, `table` and
+The first round trip reads the rows of updates and deletes, the operations with op_ids, the owners
+of unique values, the rows that others refer to, the documents of rows, and what the insert policies
+ask of other rows. The second one reads what the policies of these rows ask, and each further one
+follows the references to deleted rows (`prefetch_cascades`). What they overlook, `table` and
 `transaction` read one by one.
 
 Called by `transaction` at the beginning of a batch.
@@ -9,11 +11,11 @@ Called by `transaction` at the beginning of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
-from psycopg.pq.abc import PGresult
+from psycopg.errors import CharacterNotInRepertoire
 
 from pylon.auth_context import AuthContext
 from pylon.manifest.model import Entity
@@ -37,25 +39,38 @@ from pylon.storage.ops import (
 from pylon.storage.postgres import documents, log, sessions
 from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.overlay import Check, Overlay
-from pylon.storage.postgres.parameters import is_sendable
+from pylon.storage.postgres.parameters import (
+    EncodedParameters,
+    encode_parameters,
+    is_sendable,
+)
+from pylon.storage.postgres.prefetch_answers import (
+    Read,
+    take_check,
+    take_documents,
+    take_ids,
+    take_ops,
+    take_owners,
+    take_rows,
+    take_sessions,
+)
+from pylon.storage.postgres.prefetch_cascades import CascadeReads
 from pylon.storage.postgres.statements import Statement
 from pylon.storage.postgres.table import PostgresTable
 from pylon.storage.postgres.unique_keys import UniqueKey, Values
 
-Take = Callable[[PGresult], None]
 # Operations that read what only the lock makes certain.
 _LOCKED: Final = frozenset({OpenDocument, PushDocument, ResetRows})
-_OP_BY_ACTION: Final[dict[Action, type]] = {
-    "insert": InsertRow, "update": UpdateRow, "delete": DeleteRow
+_ACTIONS: Final[dict[type, Action]] = {
+    UpdateRow: "update", DeleteRow: "delete", PushDocument: "update",
 }
 
 
 class EntityReads:
     """The reads of one entity's writes. `parents`: the entities that fields refer to, by
-    field, with the field's place in an insert. `locks`: the operations that need the lock.
-    `is_plain`: an insert asks for nothing."""
+    field, with the field's place in an insert. `is_plain`: an insert asks for nothing."""
 
-    __slots__ = ("has_documents", "is_plain", "locks", "parents", "rules", "table")
+    __slots__ = ("has_documents", "is_plain", "parents", "rules", "table")
 
     def __init__(
         self, entity: Entity, table: PostgresTable, rules: EntityRules,
@@ -65,20 +80,12 @@ class EntityReads:
         self.table = table
         self.rules = rules
         self.has_documents = entity.crdt
-        self.parents: dict[str, tuple[int, str]] = {}
-        self.locks: set[type] = set()
         places = {field.name: place for place, field in enumerate(entity.fields)}
-        for reference in references:
-            if reference.entity == entity.name:
-                self.parents[reference.field] = places[reference.field], reference.target
-            if reference.target == entity.name:
-                self.locks.add(DeleteRow)
-        if rules.checks["read"]:
-            self.locks |= {UpdateRow, DeleteRow}
-        for action, op in _OP_BY_ACTION.items():
-            if rules.checks[action]:
-                self.locks.add(op)
-        self.is_plain = not (self.parents or table.uniques or InsertRow in self.locks)
+        self.parents = {
+            reference.field: (places[reference.field], reference.target)
+            for reference in references if reference.entity == entity.name
+        }
+        self.is_plain = not (self.parents or table.uniques or rules.checks["insert"])
 
 
 class _Recorder:
@@ -102,11 +109,20 @@ class Prefetch:
     """The reads of one batch. `needs_lock`: some of its requests rely on the lock."""
 
     def __init__(
-        self, entities: Mapping[str, EntityReads], ask: Callable[[Check], Statement]
+        self, entities: Mapping[str, EntityReads], ask: Callable[[Check], Statement],
+        referring: Mapping[str, Collection[Reference]],
     ) -> None:
-        """Args: `ask`: makes the statement that answers a check."""
+        """
+        Args:
+            ask: makes the statement that answers a check.
+            referring: the checked references to each entity.
+        """
         self._entities = entities
         self._ask = ask
+        self._cascades = CascadeReads(
+            referring, [name for name, reads in entities.items() if reads.has_documents]
+        )
+        self._judged: list[tuple[EntityReads, Any]] = []  # operations on rows with such policies
         self._checks: dict[Check, None] = {}
         self._requests: Sequence[WriteRequest] = ()
         self._rows: dict[str, dict[str, None]] = {}
@@ -153,8 +169,6 @@ class Prefetch:
         reads = self._entities.get(getattr(op, "entity", ""))
         if reads is None:
             return
-        if kind in reads.locks:
-            self.needs_lock = True
         if kind is InsertRow:
             self._plan_insert(reads, op)
             return
@@ -168,14 +182,19 @@ class Prefetch:
             self._plan_update(reads, op)
         elif kind is DeleteRow:
             self._plan_key(op.op)
+            if is_sendable(op.row_id):
+                self._cascades.add(name, op.row_id)
+        checks = reads.rules.checks
+        action = _ACTIONS.get(kind)
+        if action is not None and (checks["read"] or checks[action]):
+            self._judged.append((reads, op))
 
     def _plan_insert(self, reads: EntityReads, op: InsertRow) -> None:
         self._plan_key(op.op)
         if op.client_id_given and is_sendable(op.row_id):
             self._exists.setdefault(reads.table.name, {})[op.row_id] = None
         if op.auth is not None:
-            self.needs_lock = True
-            self._plan_checks(reads, op.auth, op.row_json)
+            self._plan_insert_checks(reads, op.auth, op.row_json)
         if reads.parents and not op.has_checked_references:
             for place, target in reads.parents.values():
                 if place < len(op.values) and is_sendable(op.values[place]):
@@ -188,7 +207,7 @@ class Prefetch:
             for unique in reads.table.uniques:
                 self._plan_owner(unique, row)
 
-    def _plan_checks(self, reads: EntityReads, auth: AuthContext, row_json: bytes) -> None:
+    def _plan_insert_checks(self, reads: EntityReads, auth: AuthContext, row_json: bytes) -> None:
         """Find out what the insert policy will ask about other rows, by judging it twice: once as
         if all those rows were there, and once as if none were."""
         try:
@@ -197,6 +216,23 @@ class Prefetch:
             return
         for answer in (True, False):
             reads.rules.may_insert(auth, row, _Recorder(self._checks, answer))
+
+    def _plan_row_checks(self, overlay: Overlay) -> None:
+        """Do the same for the policies of existing rows, which were read."""
+        for reads, op in self._judged:
+            known = overlay.rows.get((reads.table.name, op.row_id))
+            if known is None or known[0] is None:
+                continue
+            row, rules, auth = orjson.loads(known[0]), reads.rules, op.auth
+            for answer in (True, False):
+                recorder = _Recorder(self._checks, answer)
+                rules.may_read(auth, row, recorder)
+                if type(op) is UpdateRow:
+                    rules.may_update(auth, row, {**row, **op.patch}, recorder)
+                elif type(op) is DeleteRow:
+                    rules.may_delete(auth, row, recorder)
+                elif type(op) is PushDocument:
+                    rules.may_begin_update(auth, row, recorder)
 
     def _plan_update(self, reads: EntityReads, op: UpdateRow) -> None:
         for name, (_, target) in reads.parents.items():
@@ -218,8 +254,9 @@ class Prefetch:
 
     # --- The reads -----------------------------------------------------------------------------
 
-    def statements(self, overlay: Overlay, *, locked: bool) -> list[tuple[Statement, Take]]:
-        """Return the statements, each with the function that takes its answer into the overlay.
+    def rounds(self, overlay: Overlay, *, locked: bool) -> Iterator[list[Read]]:
+        """Yield the reads of each round trip. The caller lets their answers be taken before it asks
+        for the next one.
 
         Args:
             locked: the answers stay true until the commit. So it asks for all new ids: a taken one
@@ -229,121 +266,64 @@ class Prefetch:
             for op in _inserts(self._requests):
                 if op.entity in self._entities and is_sendable(op.row_id):
                     self._exists.setdefault(op.entity, {})[op.row_id] = None
-        found: list[tuple[Statement, Take]] = []
-        for name, ids in self._rows.items():
-            found.append((
-                (self._entities[name].table.select_small, (list(ids),)),
-                _take_rows(overlay, name, list(ids), locked=locked),
-            ))
-        for name, ids in self._exists.items():
-            found.append((
-                (f"SELECT id FROM {quote(name)} WHERE id = ANY($1::text[])", (list(ids),)),
-                _take_ids(overlay, name, list(ids)),
-            ))
+        yield [
+            *self._key_reads(overlay, locked=locked),
+            *self._check_reads(overlay, locked=locked),
+            *self._cascades.reads(overlay, locked=locked),
+        ]
+        self._plan_row_checks(overlay)
+        while found := [
+            *self._check_reads(overlay, locked=locked),
+            *self._cascades.reads(overlay, locked=locked),
+        ]:
+            yield found
+
+    def _key_reads(self, overlay: Overlay, *, locked: bool) -> Iterator[Read]:
+        for name, row_ids in self._rows.items():
+            ids = list(row_ids)
+            text = self._entities[name].table.select_small
+            yield (text, (ids,)), take_rows(overlay, name, ids, locked=locked)
+        for name, row_ids in self._exists.items():
+            ids = list(row_ids)
+            text = f"SELECT id FROM {quote(name)} WHERE id = ANY($1::text[])"
+            yield (text, (ids,)), take_ids(overlay, name, ids)
         if self._documents:
             keys = list(self._documents)
-            found.append((
+            yield (
                 (documents.NUMBERS, ([key[0] for key in keys], [key[1] for key in keys])),
-                _take_documents(overlay, keys),
-            ))
+                take_documents(overlay, keys),
+            )
         if self._ops:
             names = list(self._ops)
-            found.append((
+            yield (
                 (log.FIND_OPS, ([name[0] for name in names], [name[1] for name in names])),
-                _take_ops(overlay, names),
-            ))
+                take_ops(overlay, names),
+            )
         for unique, asked in self._owners.items():
             values = list(asked)
             columns = tuple(list(column) for column in zip(*values, strict=True))
-            found.append(((unique.find_all, columns), _take_owners(overlay, unique, values)))
-        if locked:
-            for check in self._checks:
-                found.append((self._ask(check), _take_check(overlay, check)))
+            yield (unique.find_all, columns), take_owners(overlay, unique, values)
         if self._sessions:
-            ids = self._sessions
-            found.append(((sessions.KNOWN, (list(ids),)), _take_sessions(overlay, list(ids))))
-        return found
+            ids = list(self._sessions)
+            yield (sessions.KNOWN, (ids,)), take_sessions(overlay, ids)
+
+    def _check_reads(self, overlay: Overlay, *, locked: bool) -> Iterator[Read]:
+        checks, self._checks = self._checks, {}
+        for check in checks:
+            if check in overlay.checks:
+                continue
+            text, parameters = self._ask(check)
+            try:
+                values, formats = encode_parameters(parameters)
+            except CharacterNotInRepertoire:
+                continue  # of one request, which fails alone later
+            if formats is None:  # encoded once, for the guard too
+                parameters = EncodedParameters(values or ())
+            statement = text, parameters
+            yield statement, take_check(overlay, check, statement, locked=locked)
 
 
 def _inserts(requests: Sequence[WriteRequest]) -> Iterator[InsertRow]:
     for request in requests:
         ops = request.op.ops if isinstance(request.op, Transact) else (request.op,)
         yield from (op for op in ops if isinstance(op, InsertRow))
-
-
-def _take_rows(overlay: Overlay, name: str, ids: list[str], *, locked: bool) -> Take:
-    def take(result: PGresult) -> None:
-        rows = overlay.rows
-        for row_id in ids:
-            rows[name, row_id] = None
-        for n in range(result.ntuples):
-            key = (name, (result.get_value(n, 0) or b"").decode())
-            seq = result.get_value(n, 2)
-            version = None if seq is None else int(seq)
-            rows[key] = (result.get_value(n, 1), version)
-            if not locked:
-                overlay.read_versions[key] = version
-
-    return take
-
-
-def _take_ids(overlay: Overlay, name: str, ids: list[str]) -> Take:
-    def take(result: PGresult) -> None:
-        for row_id in ids:
-            overlay.exists[name, row_id] = False
-        for n in range(result.ntuples):
-            overlay.exists[name, (result.get_value(n, 0) or b"").decode()] = True
-
-    return take
-
-
-def _take_documents(overlay: Overlay, keys: list[DocumentKey]) -> Take:
-    def take(result: PGresult) -> None:
-        for key in keys:
-            overlay.documents[key] = None
-        for n in range(result.ntuples):
-            entity, row_id = result.get_value(n, 0) or b"", result.get_value(n, 1) or b""
-            number = int(result.get_value(n, 2) or 0)
-            overlay.documents[entity.decode(), row_id.decode()] = number
-
-    return take
-
-
-def _take_ops(overlay: Overlay, names: list[OpName]) -> Take:
-    def take(result: PGresult) -> None:
-        for name in names:
-            overlay.ops[name] = None
-        for n in range(result.ntuples):
-            identity, op_id, seq, row_id, digest = (result.get_value(n, c) for c in range(5))
-            overlay.ops[(identity or b"").decode(), (op_id or b"").decode()] = (
-                int(seq or 0), (row_id or b"").decode(), None if digest is None else digest.decode()
-            )
-
-    return take
-
-
-def _take_owners(overlay: Overlay, unique: UniqueKey, values: list[Values]) -> Take:
-    def take(result: PGresult) -> None:
-        for key in values:
-            overlay.owners[unique, key] = None
-        for n in range(result.ntuples):
-            row = result.get_value(n, 2) if unique.where is not None else None
-            if unique.where is None or unique.where(orjson.loads(row or b"{}")):
-                key = values[int(result.get_value(n, 0) or 1) - 1]
-                overlay.owners[unique, key] = (result.get_value(n, 1) or b"").decode()
-
-    return take
-
-
-def _take_check(overlay: Overlay, check: Check) -> Take:
-    return lambda result: overlay.put_check(check, result.get_value(0, 0) == b"t")
-
-
-def _take_sessions(overlay: Overlay, ids: list[str]) -> Take:
-    def take(result: PGresult) -> None:
-        for session_id in ids:
-            overlay.sessions[session_id] = False
-        for n in range(result.ntuples):
-            overlay.sessions[(result.get_value(n, 0) or b"").decode()] = True
-
-    return take

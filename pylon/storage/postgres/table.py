@@ -33,6 +33,7 @@ from pylon.storage.postgres.column_values import (
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
 from pylon.storage.postgres.flush import NO_SEQ, Gathered, InsertShape
 from pylon.storage.postgres.names import WORDS_COLUMN, quote
+from pylon.storage.postgres.overlay import NO_ROWS, Referring, RowKey
 from pylon.storage.postgres.sequences import SEQ
 from pylon.storage.postgres.unique_keys import UniqueKey, Values, unique_keys
 from pylon.storage.postgres.word_vector import vector_of
@@ -49,18 +50,20 @@ class PostgresTable:
     __slots__ = (
         "_batch", "_codec", "_delete", "_entity", "_errors", "_fill", "_find", "_find_judged",
         "_folded", "_folds", "_has_words", "_indexed", "_judged", "_overlay", "_places",
-        "_reads_rows", "_required", "_shape", "_table", "_updates", "name", "select_small",
-        "uniques",
+        "_reads_rows", "_references", "_required", "_shape", "_table", "_updates", "name",
+        "select_small", "uniques",
     )
 
     def __init__(
         self, batch: Batch, entity: Entity, rules: EntityRules,
         retained: Mapping[str, object], indexed: Sequence[Sequence[str]],
+        references: Sequence[str] = (),
     ) -> None:
         """
         Args:
             retained: columns that the manifest no longer names but that want a value.
             indexed: the fields of each index.
+            references: the fields whose references are checked.
         """
         self._batch = batch
         self._overlay = batch.overlay
@@ -74,6 +77,7 @@ class PostgresTable:
         self._folds = {field.name: fold_column(field) for field in folds}
         self._places = {field.name: place for place, field in enumerate(entity.fields)}
         self._folded = tuple(self._places[field.name] for field in folds)
+        self._references = [(name, self._places[name]) for name in references]
         self._required = {
             field.name: self._places[field.name] for field in entity.fields if not field.optional
         }
@@ -154,10 +158,17 @@ class PostgresTable:
 
     def find_referring(self, field: str, row_id: str, limit: int) -> list[str]:
         """See `RowTable`."""
+        overlay, key = self._overlay, (self.name, field, row_id)
+        known = overlay.referring.get(key)
+        if known is not None and (not known.has_more or len(known.ids) >= limit):
+            overlay.used_referring[key] = None
+            return list(known.ids[:limit])
         found = self._batch.scan(
             f"SELECT id FROM {self._table} WHERE {quote(field)} = $1 LIMIT $2", (row_id, limit)
         )
-        return [(found.get_value(n, 0) or b"").decode() for n in range(found.ntuples)]
+        ids = tuple([(found.get_value(n, 0) or b"").decode() for n in range(found.ntuples)])
+        overlay.put(overlay.referring, key, Referring(ids, len(ids) >= limit))
+        return list(ids)
 
     def find_judged(self, row_id: str) -> tuple[int, dict[str, Any]]:
         """See `RowTable`."""
@@ -226,8 +237,11 @@ class PostgresTable:
         for owner in owned:
             overlay.put(overlay.owners, owner, row_id)
         overlay.put(overlay.rows, key, (row_json, seq))
-        if overlay.checks:
-            overlay.drop_checks(self.name)
+        if overlay.referring:
+            for name, place in self._references:
+                overlay.note_reference(self.name, name, row_id, None, values[place])
+        if overlay.is_asked(self.name):
+            overlay.note_change(self.name, None, orjson.loads(row_json))
 
     def update(
         self, row_id: str, patch: Mapping[str, Any], before: Mapping[str, Any],
@@ -270,13 +284,14 @@ class PostgresTable:
                 overlay.put(overlay.owners, (unique, old), None)
             if new is not None:
                 overlay.put(overlay.owners, (unique, new), row_id)
-        self._note_changed(key, (row_json, seq))
+        self._note_changed(key, (row_json, seq), before, row)
 
     def delete(self, row_id: str) -> None:
         """See `RowTable`."""
         overlay, key = self._overlay, (self.name, row_id)
         freed: list[tuple[Any, ...]] = []
-        if self.uniques:
+        row: dict[str, Any] = {}
+        if self.uniques or (overlay.referring and self._references) or overlay.is_asked(self.name):
             found = self.find(row_id)
             row = {} if found is None else orjson.loads(found[0])
             freed = [
@@ -288,7 +303,7 @@ class PostgresTable:
         ))
         for owner in freed:
             overlay.put(overlay.owners, owner, None)
-        self._note_changed(key, None)
+        self._note_changed(key, None, row, {})
 
     def take_all(self) -> list[tuple[str, bytes, int | None]]:
         """See `RowTable`."""
@@ -310,15 +325,27 @@ class PostgresTable:
             if unique in self.uniques:
                 overlay.put(overlay.owners, (unique, *values), None)
         overlay.drop_checks(self.name)
+        for reference in list(overlay.referring):
+            if reference[0] == self.name:
+                overlay.put(overlay.referring, reference, NO_ROWS)
         return rows
 
-    def _note_changed(self, key: tuple[str, str], row: tuple[bytes, int] | None) -> None:
+    def _note_changed(
+        self, key: RowKey, stored: tuple[bytes, int] | None, before: Mapping[str, Any],
+        after: Mapping[str, Any],
+    ) -> None:
+        """Note that a row was changed or deleted. Args: `after`: empty if it was deleted."""
         overlay = self._overlay
         if key in overlay.read_versions:
             overlay.touched[key] = None
-        overlay.put(overlay.rows, key, row)
-        if overlay.checks:
-            overlay.drop_checks(self.name)
+        overlay.put(overlay.rows, key, stored)
+        if overlay.referring:
+            for name, _ in self._references:
+                overlay.note_reference(
+                    self.name, name, key[1], before.get(name), after.get(name)
+                )
+        if overlay.is_asked(self.name):
+            overlay.note_change(self.name, before, after or None)
 
     # --- Checks --------------------------------------------------------------------------------
 

@@ -94,6 +94,9 @@ class PostgresTransaction:
         self._entities: dict[str, EntityReads] = {}
         by_default = self.get_fact(references.FACT) == "check"
         self._references = references.checked_references(manifest, by_default=by_default)
+        self._referring: dict[str, list[references.Reference]] = {}
+        for reference in self._references:
+            self._referring.setdefault(reference.target, []).append(reference)
         self._manifest = references.with_reference_indexes(manifest, by_default=by_default)
 
     def table(self, entity: Entity, rules: EntityRules) -> PostgresTable:
@@ -104,7 +107,8 @@ class PostgresTransaction:
         if entity.search is not None:
             indexed += [(name,) for name in entity.search.sortable]
         table = PostgresTable(
-            self._batch, entity, rules, self._retained.get(entity.name, {}), indexed
+            self._batch, entity, rules, self._retained.get(entity.name, {}), indexed,
+            [r.field for r in self._references if r.entity == entity.name],
         )
         self._entities[entity.name] = EntityReads(entity, table, rules, self._references)
         return table
@@ -152,20 +156,21 @@ class PostgresTransaction:
 
         Raises: what the store raises, or anything because of a request.
         """
-        prefetch = Prefetch(self._entities, self._ask)
+        batch = self._batch
+        prefetch = Prefetch(self._entities, self._ask, self._referring)
         prefetch.plan(requests)
         # The first change of all leaves no seqs free (`core.journal`), so the journal must know.
-        locked = locked or prefetch.needs_lock or not self._batch.head
-        planned = prefetch.statements(self._batch.overlay, locked=locked)
-        statements = [statement for statement, _ in planned]
-        if locked:
-            results = self._batch.take_lock(statements)
-        elif statements:
-            results = self._batch.read_all(statements)
-        else:
-            return
-        for (_, take), result in zip(planned, results, strict=True):
-            take(result)
+        locked = locked or prefetch.needs_lock or not batch.head
+        for planned in prefetch.rounds(batch.overlay, locked=locked):
+            statements = [statement for statement, _ in planned]
+            if locked and not batch.is_locked:
+                results = batch.take_lock(statements)
+            elif statements:
+                results = batch.read_all(statements)
+            else:
+                continue
+            for (_, take), result in zip(planned, results, strict=True):
+                take(result)
 
     def begin_step(self) -> None:
         """See `RowTransaction`. The upkeep of this store has a connection of its own, so the only
@@ -292,6 +297,8 @@ class PostgresTransaction:
             found = self._batch.scan(*self._ask(check))
             known = found.get_value(0, 0) == b"t"
             overlay.put_check(check, known)
+        else:
+            overlay.used_checks[check] = None
         return known
 
     def _ask(self, check: Check) -> Statement:
