@@ -87,6 +87,7 @@ PUBLISH_IDLE_PERIOD_S: Final = 0.05  # the same, while no socket worker has a cl
 INDEXED_TEXT_BYTES: Final = 2_600  # texts of one index entry in PostgreSQL, which takes 2,704
 BATCH_TRIES: Final = 5  # of a batch that another node overtakes
 BATCH_BYTES: Final = 8 * 1024 * 1024
+SHARED_BATCH_BYTES: Final = 1024 * 1024  # the same, where other nodes wait for the end of it
 BATCH_LARGE_BYTES: Final = 2 * 1024 * 1024  # images of large rows in one transaction
 LARGE_ROW_BYTES: Final = 64 * 1024  # JSON of a row; a transaction changes few larger rows
 LARGE_ROWS_KNOWN: Final = 1_000  # large rows whose sizes the writer caches

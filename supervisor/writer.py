@@ -91,7 +91,11 @@ class Writer:
         self._runtime = runtime
         self._engine = engine
         self._broken = broken
-        self._port = WriterPort(runtime)
+        # PERF: on PostgreSQL a batch keeps the writers of other nodes out until its end. 8 MiB took
+        # 1.2 to 2.2 s, 1 MiB 0.13 to 0.29, and 4 to 6 MB/s went through with both.
+        self._port = WriterPort(
+            runtime, limits.BATCH_BYTES if hand_over is None else limits.SHARED_BATCH_BYTES
+        )
         self._publisher = BatchPublisher(runtime, rows) if hand_over is None else None
         self._hand_over: Callable[[ChangeBatch], None] = hand_over or _no_batch
         self._signals = PlainSignalSender(runtime)

@@ -240,6 +240,19 @@ def test_an_unreadable_message_is_passed_over(runtime: Runtime) -> None:
     port.close()
 
 
+def test_messages_beyond_the_bytes_of_a_batch_wait_for_the_next(runtime: Runtime) -> None:
+    port, local = WriterPort(runtime, batch_bytes=3_000), LocalWriter(runtime)
+    for size in (1_000, 2_500, 5_000, 10):
+        local._send([WriteRequest(size, DeleteRow("Todo", "a" * size, ADMIN))])
+    got: list[list[int]] = []
+    while sum(map(len, got)) < 4:
+        received = port.receive(WAIT_S)
+        got.append([request.id for _, requests in received for request in requests])
+    assert [batch for batch in got if batch] == [[1_000, 2_500], [5_000], [10]]
+    local.close()
+    port.close()
+
+
 def test_under_load_a_batch_has_what_other_processes_send_before_it_is_taken(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,10 +46,13 @@ class WriterPort:
     """Binds the writes endpoint. One thread only."""
 
     __slots__ = (
-        "_arrived", "_epoll", "_is_small_under_load", "_listener", "_peers", "_replies",
+        "_arrived", "_batch_bytes", "_epoll", "_is_small_under_load", "_listener", "_peers",
+        "_replies",
     )
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, batch_bytes: int = limits.BATCH_BYTES) -> None:
+        """Args: `batch_bytes`: of the messages of one batch, which has one message at least."""
+        self._batch_bytes = batch_bytes
         runtime.writes.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(runtime.writes))
@@ -63,7 +66,7 @@ class WriterPort:
         self._replies = metrics.BUS_MESSAGES.labels("replies")
 
     def receive(self, timeout_s: float) -> list[tuple[Peer, list[WriteRequest]]]:
-        """Return the messages that wait, up to the bounds of a batch (`limits.BATCH_*`).
+        """Return the messages that wait, up to the bounds of a batch.
 
         Args:
             timeout_s: how long to wait for the first message.
@@ -85,7 +88,7 @@ class WriterPort:
             os.sched_yield()
             self._read(0.0)
         count = size_bytes = 0
-        while arrived and count < limits.BATCH_REQUESTS and size_bytes < limits.BATCH_BYTES:
+        while arrived and count < limits.BATCH_REQUESTS and size_bytes < self._batch_bytes:
             peer, frame = arrived.popleft()
             try:
                 requests = messages.write_requests.decode(frame)
