@@ -32,14 +32,14 @@ ReferenceKey = tuple[str, str, str]  # entity, field, the row id that the field 
 _ABSENT: Final = object()
 
 
-class Referring(NamedTuple):
+class ReferenceRows(NamedTuple):
     """The ids of rows that refer to a row; not all of them if it `has_more`."""
 
     ids: tuple[str, ...]
     has_more: bool
 
 
-NO_ROWS: Final = Referring((), has_more=False)
+NO_ROWS: Final = ReferenceRows((), has_more=False)
 
 
 class Overlay:
@@ -59,7 +59,7 @@ class Overlay:
         self.documents: dict[DocumentKey, int | None] = {}  # see `DocumentRows.document_number`
         self.sessions: dict[str, bool] = {}
         self.checks: dict[Check, bool] = {}  # answers of `has_row`
-        self.referring: dict[ReferenceKey, Referring] = {}
+        self.referring: dict[ReferenceKey, ReferenceRows] = {}
         self.read_versions: dict[RowKey, int | None] = {}
         self.read_checks: dict[Check, tuple[bool, Statement]] = {}  # the answer, the question
         self.read_referring: dict[ReferenceKey, int] = {}  # how many rows; all of them were read
@@ -164,7 +164,7 @@ class Overlay:
                 continue
             others = tuple(found for found in known.ids if found != row_id)
             ids = (*others, row_id) if is_added else others
-            self.put(self.referring, key, Referring(ids, has_more=False))
+            self.put(self.referring, key, ReferenceRows(ids, has_more=False))
 
     # --- Steps ---------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN
 from pylon.storage.core.transaction import DocumentKey
 from pylon.storage.postgres import documents
 from pylon.storage.postgres.names import quote
-from pylon.storage.postgres.overlay import NO_ROWS, Overlay, Referring
+from pylon.storage.postgres.overlay import NO_ROWS, Overlay, ReferenceRows
 from pylon.storage.postgres.prefetch_answers import Read, Take, take_documents, take_row
 
 _RESTRICTING_MAX: Final = 1_000  # ids of the rows that forbid one delete
@@ -121,7 +121,7 @@ class CascadeReads:
                 key = (name, reference.field, row_id)
                 has_more = len(children) >= most
                 overlay.referring[key] = (
-                    Referring(tuple(children), has_more) if children else NO_ROWS
+                    ReferenceRows(tuple(children), has_more) if children else NO_ROWS
                 )
                 if not (locked or has_more):
                     overlay.read_referring[key] = len(children)

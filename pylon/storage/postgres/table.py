@@ -33,7 +33,7 @@ from pylon.storage.postgres.column_values import (
 from pylon.storage.postgres.constraint_errors import ConstraintErrors
 from pylon.storage.postgres.flush import NO_SEQ, Gathered, InsertShape
 from pylon.storage.postgres.names import WORDS_COLUMN, quote
-from pylon.storage.postgres.overlay import NO_ROWS, Referring, RowKey
+from pylon.storage.postgres.overlay import NO_ROWS, ReferenceRows, RowKey
 from pylon.storage.postgres.sequences import SEQ
 from pylon.storage.postgres.unique_keys import UniqueKey, Values, unique_keys
 from pylon.storage.postgres.word_vector import vector_of
@@ -167,7 +167,7 @@ class PostgresTable:
             f"SELECT id FROM {self._table} WHERE {quote(field)} = $1 LIMIT $2", (row_id, limit)
         )
         ids = tuple([(found.get_value(n, 0) or b"").decode() for n in range(found.ntuples)])
-        overlay.put(overlay.referring, key, Referring(ids, len(ids) >= limit))
+        overlay.put(overlay.referring, key, ReferenceRows(ids, len(ids) >= limit))
         return list(ids)
 
     def find_judged(self, row_id: str) -> tuple[int, dict[str, Any]]:
