@@ -1,4 +1,4 @@
-"""Column values: encodes the values of a row for PostgreSQL, and refuses those it cannot store.
+"""Column values: encodes and decodes the values of a row, and refuses what cannot be stored.
 
 PostgreSQL has no text with a NUL character, and no index entry above 2,704 bytes. The writer
 refuses such a row before it gathers a statement, so that the statement cannot fail in the flush.
@@ -83,3 +83,16 @@ def encode_values(values: Sequence[Any]) -> list[bytes | None]:
         return [_ENCODERS[type(value)](value) for value in values]
     except KeyError as error:
         raise TypeError(f"no column has a value of {error.args[0]}") from error
+
+
+def decode_value(kind: FieldType, value: bytes | None) -> object:
+    """Return the value of a column from its text in a result."""
+    if value is None:
+        return None
+    if kind is FieldType.INT:
+        return int(value)
+    if kind is FieldType.FLOAT:
+        return float(value)
+    if kind is FieldType.BOOL:
+        return value == b"t"
+    return value.decode()

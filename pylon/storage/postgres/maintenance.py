@@ -35,6 +35,7 @@ from pylon.storage.postgres.retention import prune_events, prune_marks, prune_op
 from pylon.storage.postgres.schema import search
 from pylon.storage.postgres.schema.apply import transaction
 from pylon.storage.postgres.schema.indexes import put_indexes
+from pylon.storage.postgres.system_reads import EVENT_BYTES
 from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.postgres.writer_session import LOCK, WriterSession
 from pylon.storage.records import (
@@ -51,10 +52,9 @@ T = TypeVar("T")
 _LIMITS: Final = Limits(lock_ms=5_000, statement_ms=30_000)
 _INDEXES_S: Final = 3600.0  # building an index of a large table; nobody waits for it
 _SIZES: Final = (
-    "SELECT seq, coalesce(octet_length(data), 0) + coalesce(octet_length(prev_data), 0) "
+    f"SELECT seq, {EVENT_BYTES} "
     "FROM _pylon_change_log WHERE seq > $1 ORDER BY seq LIMIT $2"
 )
-_OLDEST: Final = "SELECT coalesce(min(seq), 0) FROM _pylon_change_log"
 
 
 class PostgresMaintenance:
@@ -168,7 +168,7 @@ class PostgresMaintenance:
         def measure(session: BlockingSession) -> LogFacts:
             oldest, head = (
                 int(result.get_value(0, 0) or 0)
-                for result in session.pipeline([(_OLDEST, ()), (sequences.HEAD, ())])
+                for result in session.pipeline([(sequences.OLDEST, ()), (sequences.HEAD, ())])
             )
 
             def read(seq: int, limit: int) -> list[tuple[int, int]]:

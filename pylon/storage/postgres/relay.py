@@ -25,7 +25,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 import psycopg
 
@@ -33,9 +33,11 @@ from pylon import log
 from pylon.clock import Clock, RandomSource
 from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.backend import ChangeReport
-from pylon.storage.events import ChangeBatch, ChangeEvent, Kind
+from pylon.storage.events import ChangeBatch, ChangeEvent
+from pylon.storage.postgres import sequences
 from pylon.storage.postgres.channels import CHANGES, channel_name, read_payload
 from pylon.storage.postgres.connect import retry_pause_s
+from pylon.storage.postgres.system_reads import EVENT, EVENT_BYTES, event_of, rows_of
 from pylon.storage.postgres.wire import BlockingSession
 
 _PAGE_EVENTS: Final = 500
@@ -45,21 +47,16 @@ _HANDED_EVENTS: Final = 20_000
 _STATEMENT_S: Final = 5.0
 _CHECK_AFTER_S: Final = 30.0  # without a read; retention keeps all events for longer
 
-_HEAD: Final = (
-    "SELECT greatest((SELECT max(seq) FROM _pylon_change_log), "
-    "(SELECT max(first_seq) FROM _pylon_epochs), (SELECT max(value) FROM _pylon_change_seq), 0)"
-)
 _FACTS: Final = (
     "SELECT (SELECT max(first_seq) FROM _pylon_epochs), "
-    "(SELECT max(number) FROM _pylon_crdt_updates), (SELECT max(number) FROM _pylon_marks)"
+    f"({sequences.NEWEST_UPDATE}), ({sequences.NEWEST_MARK})"
 )
-_OLDEST: Final = "SELECT min(seq) FROM _pylon_change_log"
 # PERF: the sum bounds the page in bytes where rows are large; octet_length reads no large text. A
 # page and the facts cost the server 39 us with one event, 2.2 us an event with 64, 1.6 with 500.
 _PAGE: Final = f"""
-    SELECT seq, entity, row_id, kind, data, prev_data, timestamp FROM (
+    SELECT {EVENT} FROM (
         SELECT *, sum(size) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - size AS before FROM (
-            SELECT *, coalesce(octet_length(data), 0) + coalesce(octet_length(prev_data), 0) AS size
+            SELECT *, {EVENT_BYTES} AS size
             FROM _pylon_change_log WHERE seq > $1 ORDER BY seq LIMIT {_PAGE_EVENTS}
         ) AS newest
     ) AS page WHERE before < {_PAGE_BYTES} ORDER BY seq"""
@@ -126,7 +123,7 @@ class PostgresChanges:
         """See `ChangeSource`."""
         try:
             session = self._open()
-            head, facts = session.pipeline([(_HEAD, ()), (_FACTS, ())])
+            head, facts = session.pipeline([(sequences.HEAD, ()), (_FACTS, ())])
         except psycopg.Error as ex:
             raise StoreUnavailable("the change log cannot be followed now") from ex
         self.head = self._known_head = int(head.get_value(0, 0) or 0)
@@ -260,7 +257,7 @@ class PostgresChanges:
         is_check_due = now_s - self._read_s > _CHECK_AFTER_S
         statements: list[tuple[str, tuple[int, ...]]] = [(_PAGE, (self.head,)), (_FACTS, ())]
         if is_check_due:
-            statements += [(_OLDEST, ()), (_HEAD, ())]
+            statements += [(sequences.OLDEST, ()), (sequences.HEAD, ())]
         page, facts, *checks = session.pipeline(statements, timeout_s=_STATEMENT_S)
         self._read_s = now_s
         self._poll_at_s = now_s + self._poll_s
@@ -273,7 +270,7 @@ class PostgresChanges:
             _log.warning("relay.behind", head_seq=self.head)
             self._jump(report, int(checks[1].get_value(0, 0) or 0))
         else:
-            events = [_event_of(page, row) for row in range(page.ntuples)]
+            events = [event_of(row) for row in rows_of(page)]
             self._give(report, events)
             self._must_read = self._must_read or (page.ntuples > 0 and _is_full(events))
         if document > self._document:
@@ -334,17 +331,6 @@ class PostgresChanges:
         pause_s = retry_pause_s(self._failures, self._random.uniform)
         self._failures += 1
         self._retry_at_s = self._clock.monotonic_s() + pause_s
-
-
-def _event_of(page: psycopg.pq.abc.PGresult, row: int) -> ChangeEvent:
-    seq, entity, row_id, kind, data, prev_data, timestamp_s = (
-        page.get_value(row, column) for column in range(7)
-    )
-    assert seq is not None and entity is not None and row_id is not None and kind is not None
-    return ChangeEvent(
-        int(seq), entity.decode(), row_id.decode(), cast("Kind", kind.decode()), data, prev_data,
-        int(timestamp_s or 0),
-    )
 
 
 def _is_full(events: list[ChangeEvent]) -> bool:

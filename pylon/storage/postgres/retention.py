@@ -13,12 +13,13 @@ from typing import Final
 
 from pylon import limits
 from pylon.storage.postgres.statements import Session
+from pylon.storage.postgres.system_reads import EVENT_BYTES
 from pylon.storage.records import LogRetention
 
 MARKS_KEPT_S: Final = 3_600
 _SURPLUS: Final = "SELECT seq FROM _pylon_change_log ORDER BY seq DESC OFFSET $1 LIMIT 1"
 _OLDEST: Final = (
-    "SELECT seq, timestamp, coalesce(octet_length(data), 0) + coalesce(octet_length(prev_data), 0) "
+    f"SELECT seq, timestamp, {EVENT_BYTES} "
     "FROM _pylon_change_log WHERE seq < (SELECT max(seq) FROM _pylon_change_log) "
     "ORDER BY seq LIMIT $1"
 )

@@ -5,7 +5,7 @@ in use: that of the newest event, of the newest epoch, or of `_pylon_change_seq`
 and epochs write. The sequence `_pylon_seq` carries the last seq of a batch from its first statement
 to the others of the same flush, as `currval`; its value outlives no transaction.
 
-Called by `batch`, `log`, `table`, `epochs`, `maintenance` and the readers.
+Called by `batch`, `log`, `table`, `epochs`, `maintenance`, `relay`, `transfer` and the readers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ HEAD_OF: Final = (
     "(SELECT max(first_seq) FROM _pylon_epochs), (SELECT max(value) FROM _pylon_change_seq), 0)"
 )
 HEAD: Final = f"SELECT {HEAD_OF}"
+OLDEST: Final = "SELECT min(seq) FROM _pylon_change_log"
+NEWEST_UPDATE: Final = "SELECT max(number) FROM _pylon_crdt_updates"
+NEWEST_MARK: Final = "SELECT max(number) FROM _pylon_marks"
 # The seq from which a writer counts on, under the lock: `_pylon_seq` is never below the head, since
 # commits and epochs set it. PERF: 18 us less than `HEAD_OF`.
 _LAST_OF: Final = (

@@ -1,7 +1,8 @@
 """System reads: the statements of a reader on Pylon's own tables, and records from their rows.
 
 The tables are those of the change log, epochs, sessions, documents and shards. Each read is one
-statement, so it sees one commit. Values come as text (`parameters`). Called by `reader`.
+statement, so it sees one commit. Values come as text (`parameters`). Called by `reader`;
+`relay`, `retention` and `maintenance` share what a row of the log is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from psycopg.pq.abc import PGresult
 
 from pylon import limits
 from pylon.storage.events import ChangeEvent, Kind
+from pylon.storage.postgres import sequences
 from pylon.storage.postgres.parameters import bytea_of
-from pylon.storage.postgres.sequences import HEAD_OF
+from pylon.storage.postgres.sequences import HEAD_OF, NEWEST_MARK, NEWEST_UPDATE
 from pylon.storage.records import (
     DocumentUpdate,
     DocumentView,
@@ -25,21 +27,20 @@ from pylon.storage.records import (
 )
 
 _Row = list[bytes | None]
-_EVENT: Final = "seq, entity, row_id, kind, data, prev_data, timestamp"
-_EVENT_BYTES: Final = "coalesce(octet_length(data), 0) + coalesce(octet_length(prev_data), 0)"
-_NEWEST_NUMBER: Final = "coalesce((SELECT max(number) FROM {table}), 0)"
+EVENT: Final = "seq, entity, row_id, kind, data, prev_data, timestamp"
+EVENT_BYTES: Final = "coalesce(octet_length(data), 0) + coalesce(octet_length(prev_data), 0)"
 
-OLDEST: Final = f"SELECT coalesce((SELECT min(seq) FROM _pylon_change_log), {HEAD_OF} + 1)"
+OLDEST: Final = f"SELECT coalesce(({sequences.OLDEST}), {HEAD_OF} + 1)"
 EVENTS_AFTER: Final = (
-    f"SELECT {_EVENT} FROM _pylon_change_log WHERE seq > $1 ORDER BY seq LIMIT $2"
+    f"SELECT {EVENT} FROM _pylon_change_log WHERE seq > $1 ORDER BY seq LIMIT $2"
 )
 EVENTS_OF: Final = (
-    f"SELECT {_EVENT} FROM _pylon_change_log WHERE seq > $1 AND entity = ANY ($2) "
+    f"SELECT {EVENT} FROM _pylon_change_log WHERE seq > $1 AND entity = ANY ($2) "
     "ORDER BY seq LIMIT $3"
 )
 NEWEST_EVENTS: Final = (
-    f"SELECT {_EVENT} FROM (SELECT {_EVENT}, row_number() OVER newest AS place, "
-    f"sum({_EVENT_BYTES}) OVER newest AS total "
+    f"SELECT {EVENT} FROM (SELECT {EVENT}, row_number() OVER newest AS place, "
+    f"sum({EVENT_BYTES}) OVER newest AS total "
     "FROM (SELECT * FROM _pylon_change_log ORDER BY seq DESC LIMIT $1) AS kept "
     "WINDOW newest AS (ORDER BY seq DESC ROWS UNBOUNDED PRECEDING)) AS counted "
     f"WHERE place = 1 OR total <= {limits.TAIL_BYTES} ORDER BY seq"
@@ -84,11 +85,10 @@ UPDATES: Final = (
     "WHERE number > $1 ORDER BY number LIMIT $2"
 )
 UPDATE: Final = "SELECT data FROM _pylon_crdt_updates WHERE number = $1"
-DOCUMENT_NUMBER: Final = f"SELECT {_NEWEST_NUMBER.format(table='_pylon_crdt_updates')}"
+DOCUMENT_NUMBER: Final = f"SELECT coalesce(({NEWEST_UPDATE}), 0)"
 # Each part grows with the commits of its kind.
 VERSION: Final = (
-    f"SELECT {HEAD_OF}, {_NEWEST_NUMBER.format(table='_pylon_crdt_updates')}, "
-    f"{_NEWEST_NUMBER.format(table='_pylon_marks')}"
+    f"SELECT {HEAD_OF}, coalesce(({NEWEST_UPDATE}), 0), coalesce(({NEWEST_MARK}), 0)"
 )
 _NUMBER_BITS: Final = 63
 

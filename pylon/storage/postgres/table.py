@@ -27,6 +27,7 @@ from pylon.storage.postgres.batch import Batch
 from pylon.storage.postgres.column_values import (
     ESCAPED_NUL,
     IndexTexts,
+    decode_value,
     encode_values,
     refuse_nul,
 )
@@ -180,20 +181,11 @@ class PostgresTable:
         if not found.ntuples:
             raise OutdatedError(f"{self.name}/{row_id}")
         size, *values = (found.get_value(0, n) for n in range(1 + len(self._judged)))
-        decoded = [self._decode(n, v) for n, v in zip(self._judged, values, strict=True)]
+        decoded = [
+            decode_value(FieldType.ID if name == "id" else self._entity.by_name[name].type, value)
+            for name, value in zip(self._judged, values, strict=True)
+        ]
         return int(size or 0), self._codec.row_from_sql(decoded, self._judged)
-
-    def _decode(self, name: str, value: bytes | None) -> object:
-        if value is None:
-            return None
-        kind = FieldType.ID if name == "id" else self._entity.by_name[name].type
-        if kind is FieldType.INT:
-            return int(value)
-        if kind is FieldType.FLOAT:
-            return float(value)
-        if kind is FieldType.BOOL:
-            return value == b"t"
-        return value.decode()
 
     # --- Writes --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from pylon.errors import MigrationRefused
 from pylon.manifest.model import Manifest
+from pylon.storage.postgres import sequences
 from pylon.storage.postgres.names import DOCUMENT_SEQUENCE
 from pylon.storage.postgres.transfer import rows
 from pylon.storage.postgres.transfer.rows import Connection, find_number, server_errors
@@ -22,11 +23,6 @@ from pylon.storage.transfer import (
 )
 
 _REMEDY: Final = "start the server on it once with this manifest, stop it, and move it then"
-_HEAD: Final = (
-    "SELECT greatest((SELECT max(seq) FROM _pylon_change_log), "
-    "(SELECT max(first_seq) FROM _pylon_epochs), (SELECT max(value) FROM _pylon_change_seq))"
-)
-_OLDEST: Final = "SELECT min(seq) FROM _pylon_change_log"
 _COLUMNS: Final = (
     "SELECT relname, attname, format_type(atttypid, NULL) FROM pg_attribute "
     "JOIN pg_class ON pg_class.oid = attrelid "
@@ -118,10 +114,10 @@ class PostgresSource:
                     )
 
     def _read_source_facts(self) -> SourceFacts:
-        head = find_number(self._conn, _HEAD)
-        number = find_number(self._conn, "SELECT max(number) FROM _pylon_crdt_updates")
+        head = find_number(self._conn, sequences.HEAD)
+        number = find_number(self._conn, sequences.NEWEST_UPDATE)
         starts = find_number(self._conn, "SELECT count(*) FROM _pylon_schema_history")
-        marks = find_number(self._conn, "SELECT max(number) FROM _pylon_marks")
+        marks = find_number(self._conn, sequences.NEWEST_MARK)
         facts = rows.moved_facts(self._conn)
         # Documents may be gone whose numbers clients have seen.
         used = find_number(
@@ -130,6 +126,6 @@ class PostgresSource:
         return SourceFacts(
             store="postgresql", place=self._place, lineage=facts.get("lineage", ""), head=head,
             document_number=max(number, used),
-            log_from=(find_number(self._conn, _OLDEST) or head + 1) - 1,
+            log_from=(find_number(self._conn, sequences.OLDEST) or head + 1) - 1,
             stamp=f"{head}/{number}/{starts}/{marks}",
         )
