@@ -32,7 +32,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.realtime import Client, Counters, Wire, registered
 from tests.support.storage import MANIFEST, open_engine
 from workers.hub.close_codes import SERVICE_RESTART
-from workers.shards.leases import ShardLeases
+from workers.shards.leases import SETTLING_S, ShardLeases
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.registry import ShardRegistry
 
@@ -59,6 +59,16 @@ class AwayWriter:
         if self.is_away:
             raise WriterUnavailable("away")
         return self._writer.submit(op)
+
+
+class SwitchingStore:
+    """A store in whose reads something happens."""
+
+    local_reads = False
+
+    def __init__(self, store: Any, point: Any) -> None:
+        self._store = store
+        self.point = point
 
 
 class Node:
@@ -324,6 +334,59 @@ def test_after_an_outage_a_shard_returns_to_the_node_that_has_its_newest_state(
     assert total(client) == 5
 
 
+def test_after_an_outage_nobody_takes_the_shards_of_a_node_that_may_come_back(
+    pair: tuple[Node, Node],
+) -> None:
+    a, b = pair
+    shard, client = a.join()
+    a.writer.is_away = True
+    a.add(shard, client, 5, ticks=1)  # not stored
+    for node in pair:
+        node.clock.advance(LEASE_LEFT_S)
+        node.leases.lose_all()
+        node.end_lease()
+    b.take_lease()
+    b.report()  # it is back first
+    with pytest.raises(SubscribeFailed, match="may still store"):
+        b.registry.find_or_make("sim:1")
+    assert b.registry.find_or_make("sim:2").running, "nobody had this one"
+    a.take_lease()
+    a.report(b)
+    a.writer.is_away = False
+    gevent.sleep(limits.SHARD_SAVE_RETRY_S * 1.2)
+    _, there = b.join()
+    b.run(1)
+    assert total(there) == 5
+    # It waits a few seconds only.
+    for node in pair:
+        node.end_lease()
+    b.take_lease()
+    b.report()
+    b.clock.advance(SETTLING_S)
+    assert b.registry.find_or_make("sim:1").running
+
+
+def test_a_claim_that_ends_while_the_shard_is_read_makes_nothing(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    read = a.registry._stored._store.point
+    answers = []
+
+    def lose_the_lease(ask: Any) -> Any:
+        answer = read(ask)
+        answers.append(answer)
+        if len(answers) == 2:  # the read behind the claim
+            a.end_lease()
+            a.take_lease()
+            a.report(b)
+        return answer
+
+    a.registry._stored._store = SwitchingStore(a.stage.store, lose_the_lease)  # type: ignore[assignment]
+    with pytest.raises(SubscribeFailed, match="claim"):
+        a.registry.find_or_make("sim:1")
+    assert a.registry.list_shards() == []
+    assert a.leases.claimed_ids() == []
+
+
 def test_drain_saves_releases_and_closes_so_that_another_node_goes_on_at_once(
     pair: tuple[Node, Node],
 ) -> None:
@@ -407,7 +470,7 @@ def test_clients_that_come_at_once_share_one_claim(pair: tuple[Node, Node]) -> N
     assert place is not None
     assert place.generation == a.leases.generation_of("sim:1")
     assert (place.owner, place.is_held, place.owner_lives) == ("a/1", True, True)
-    assert a.registry._makers == {}
+    assert a.registry._stored._locks == {}
 
 
 def test_a_refused_visitor_leaves_no_claim(pair: tuple[Node, Node]) -> None:

@@ -14,13 +14,17 @@ monotonic clock, so it is false at once in a process that was frozen. Called by
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from pylon.bus.messages import NodeState
 from pylon.clock import Clock
 from pylon.errors import SubscribeFailed
 from pylon.storage.nodes import NodeLease
 from pylon.storage.ops import ClaimShard, WriteOp, WriteReply
+
+# After an outage a node is back within this time: it tries each second (`LEASE_RETRY_S` of
+# `pylon.storage.postgres.node_link`), and its writer as often.
+SETTLING_S: Final = 4.0
 
 
 class ClaimWriter(Protocol):
@@ -41,6 +45,7 @@ class ShardLeases:
         self._node = ""
         self._region = ""
         self._lease = NodeLease()
+        self._settled_at_s = 0.0
         self._generations: dict[str, int] = {}  # by shard id
         self._on_lost: list[Callable[[], None]] = []
 
@@ -57,6 +62,7 @@ class ShardLeases:
         """Take the newest report of the supervisor."""
         if self._lease.id and report.lease != self._lease.id:
             self.lose_all()
+            self._settled_at_s = self._clock.monotonic_s() + SETTLING_S
         self._node = report.node
         self._region = next((n.region for n in report.nodes if n.name == report.node), "")
         self._lease = NodeLease(report.lease, report.lease_until_s)
@@ -64,6 +70,10 @@ class ShardLeases:
     def is_valid(self) -> bool:
         """Return whether the shards that this worker has claimed are certainly its own now."""
         return self._clock.monotonic_s() < self._lease.until_s
+
+    def is_settling(self) -> bool:
+        """Return whether this node has lost a lease a moment ago, as all nodes do in an outage."""
+        return self._clock.monotonic_s() < self._settled_at_s
 
     def check(self) -> None:
         """Raise if this worker may run no shards now.

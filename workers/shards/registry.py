@@ -6,17 +6,13 @@ for limits.SHARD_KEPT_S seconds, and is not made again meanwhile: a simulation t
 must not fail in a loop. The registry forgets a shard at once if it ended because it was empty, or
 if its only subscriber was refused.
 
-`ShardStateWriter` writes states: every `save_every_ticks`, when a shard ends empty or moves, and at
+`stored_shards` writes states: every `save_every_ticks`, when a shard ends empty or moves, and at
 the drain. The state of a finished shard is deleted; that of a failed one stays as last saved.
+Nothing switches greenlets between a read of the store and the making of a shard.
 
-Reads of the store may switch greenlets (`Store.point`). So each is made again if the shard or its
-unwritten state changed meanwhile, and nothing switches between its answer and the making of a
-shard.
-
-Where nodes share a database, the registry claims a shard before it makes it (`leases`), and
-releases it when it forgets it. When the lease of the node has ended it stops all shards
-(`release_all`). Their last states go to the state writer with the generations of their claims: the
-store takes each if nobody has claimed the shard meanwhile.
+Where nodes share a database, the registry claims a shard before it makes it, and releases it when
+it forgets it. When the lease of the node has ended it stops all shards (`release_all`). The store
+takes their last states if nobody has claimed them meanwhile.
 
 Invariants: an id has one running shard in all processes. A process makes no shard that lives in
 another one, and it writes a move after the shard has stopped. While the registry drains it makes
@@ -28,13 +24,11 @@ Bounds: limits.SHARDS; `ShardQuota` for a client. Called by `workers.shards.hand
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from gevent.lock import BoundedSemaphore
 
 from pylon import limits, log, metrics
 from pylon.bus.writer_client import WriterClient
@@ -45,16 +39,16 @@ from pylon.realtime.kinds import Kind, kind_of
 from pylon.realtime.placement import Placement
 from pylon.realtime.replay import Recording
 from pylon.realtime.shard import Shard, Step
-from pylon.realtime.simulation import Saved
 from pylon.realtime.state import ShardContext
-from pylon.storage.interface import Store, read_settled
+from pylon.storage.interface import Store
 from pylon.storage.records import StoredPlace, StoredShard
 from workers.hub.close_codes import NORMAL, SERVICE_RESTART
 from workers.shards.leases import ShardLeases
 from workers.shards.quota import ShardQuota
 from workers.shards.recordings import Recordings
 from workers.shards.scheduler import Scheduler
-from workers.shards.state_writer import Change, ShardStateWriter
+from workers.shards.state_writer import Change
+from workers.shards.stored_shards import StoredShards
 
 _FAILURE_EVERY_S: Final = 10.0  # inputs that fail are logged so often for each process
 _FINISHED: Final = "finished"
@@ -85,8 +79,7 @@ class ShardRegistry:
         self._worker = worker
         self._placement = placement
         self._leases = leases
-        self._makers: dict[str, tuple[BoundedSemaphore, int]] = {}  # by shard id: see `_alone`
-        self._state_writer = ShardStateWriter(writer, self._lose)
+        self._stored = StoredShards(store, writer, leases, self._known, self._lose)
         self._recordings = Recordings(recordings, clock)
         self._shards: dict[str, Shard] = {}
         self._ended: dict[str, float] = {}  # stopped shards: until when they are listed
@@ -107,6 +100,11 @@ class ShardRegistry:
         metrics.SHARD_SUBSCRIBERS.set_function(
             lambda: sum(shard.subscribers for shard in self._shards.values())
         )
+
+    @property
+    def name(self) -> str:
+        """The name of this worker in the store."""
+        return self._worker if self._leases is None else self._leases.name
 
     def now_s(self) -> float:
         """Return the time of all shards."""
@@ -140,19 +138,20 @@ class ShardRegistry:
         kind = kind_of(shard_id)
         if kind is None:
             raise ShardNotFound(f'no such shard "{shard_id}"')
-        with self._alone(shard_id):
-            stored = self._read_stored(shard_id)
+        with self._stored.alone(shard_id):
+            stored = self._stored.read(shard_id)
             shard = self._known(shard_id)
             if shard is not None:  # another greenlet has made it during the read
                 return shard
-            if not kind.config.on_demand and self._saved(shard_id, stored) is None:
+            if not kind.config.on_demand and self._stored.saved(shard_id, stored) is None:
                 raise ShardNotFound(
                     f'no such shard "{shard_id}"', hint="Shards of this kind are made by the server"
                 )
             if self._quota.is_reached(subjects):
                 self._drop_expired()
             self._quota.check(subjects)
-            with self._claimed(shard_id, stored) as stored:
+            self._check_drain()
+            with self._stored.claimed(shard_id, stored) as stored:
                 shard = self._make(kind, shard_id, {}, stored)
             self._unused.add(shard_id)
             self._quota.add(shard_id, subjects)
@@ -201,15 +200,16 @@ class ShardRegistry:
             raise ShardNotFound(
                 f'no kind of shard for "{shard_id}"', hint="Register it with pylon.shard(name)"
             )
-        with self._alone(shard_id):
-            stored = None if self._running(shard_id) else self._read_stored(shard_id)
+        with self._stored.alone(shard_id):
+            stored = None if self._running(shard_id) else self._stored.read(shard_id)
             shard = self._running(shard_id)
             if shard is not None:
                 return shard
             self._forget(shard_id)
             region = params.get("region")
             region = region if isinstance(region, str) else None
-            with self._claimed(shard_id, stored, region) as stored:
+            self._check_drain()
+            with self._stored.claimed(shard_id, stored, region) as stored:
                 return self._make(kind, shard_id, params, stored)
 
     def _running(self, shard_id: str) -> Shard | None:
@@ -242,20 +242,19 @@ class ShardRegistry:
             SubscribeFailed: it lives on another node, or this node has no lease.
             Unavailable: the shard has stopped, but its state is not deleted yet.
         """
-        self._check_lease()
-        with self._alone(shard_id):
-            stored = None if self._known(shard_id) else self._read_stored(shard_id)
+        with self._stored.alone(shard_id):
+            stored = None if self._known(shard_id) else self._stored.read(shard_id)
             shard = self._known(shard_id)
-            if shard is None and self._saved(shard_id, stored) is None:
+            if shard is None and self._stored.saved(shard_id, stored) is None:
                 raise ShardNotFound(f'no such shard "{shard_id}"')
             if shard is None:
-                self._claim(shard_id)
+                self._stored.claim(shard_id)
             else:
                 shard.stop(code, reason)
                 self.reschedule(shard)
-            self._put(Change(shard_id, None, keeps=False))
+            self._stored.put(Change(shard_id, None, keeps=False))
             self._forget(shard_id)
-            self._state_writer.settle(shard_id)
+            self._stored.settle(shard_id)
 
     def move(self, shard_id: str, home: str | None, code: int, reason: str) -> bool:
         """Move a shard to another worker. It stops here first, and is not made here again.
@@ -270,25 +269,24 @@ class ShardRegistry:
             SubscribeFailed: the shard lives in another process already, or this node has no lease.
             Unavailable: the shard has stopped, but its placement is not stored yet.
         """
-        self._check_lease()
-        with self._alone(shard_id):
-            place = self._read_place(shard_id)
+        with self._stored.alone(shard_id):
+            place = self._stored.read_place(shard_id)
             self._check_home(shard_id, place)
             shard = self._known(shard_id)
             if self._leases is not None and (shard is None or not shard.running):
                 self._forget(shard_id)
                 shard = None
-                self._claim(shard_id)
+                self._stored.claim(shard_id)
             moves_away = self._placement.target(shard_id, home, place).name != self.name
             ran = shard is not None and shard.running and moves_away
             saved = shard.save() if shard is not None and ran else None
             if shard is not None and moves_away:
                 shard.stop(code, reason)
                 self.reschedule(shard)
-            self._put(Change(shard_id, saved, moves=True, home=home))
+            self._stored.put(Change(shard_id, saved, moves=True, home=home))
             if shard is None or moves_away:
                 self._forget(shard_id)
-            self._state_writer.settle(shard_id)
+            self._stored.settle(shard_id)
             return ran
 
     def release_all(self, code: int, reason: str) -> None:
@@ -316,7 +314,7 @@ class ShardRegistry:
         if self._leases is not None:  # so that other nodes need not wait for the end of the lease
             for shard_id in self._leases.claimed_ids():
                 self._forget(shard_id)
-        return self._state_writer.finish()
+        return self._stored.finish()
 
     # --- Internals -----------------------------------------------------------------------
 
@@ -332,19 +330,16 @@ class ShardRegistry:
         """Make a shard. Never switches greenlets.
 
         Args:
-            stored: the answer of `_read_stored`, since which nothing has switched.
+            stored: the answer of `StoredShards.read`, since which nothing has switched.
         """
-        if self.draining:
-            raise Draining("This server is shutting down", hint="Connect again")
-        self._check_lease()
+        self._check_drain()
+        self._stored.check(shard_id)
         if len(self._shards) >= limits.SHARDS:
             self._drop_expired()
         if len(self._shards) >= limits.SHARDS:
             raise SubscribeFailed(f"{limits.SHARDS} shards are here, and no more may be")
-        if self._leases is None:
-            place = None if stored is None else StoredPlace(stored.home)
-            self._check_home(shard_id, place)
-        saved = self._saved(shard_id, stored)
+        self._check_home(shard_id, None if stored is None else StoredPlace(stored.home))
+        saved = self._stored.saved(shard_id, stored)
         if saved is None:
             context = ShardContext(shard_id, kind.name, params, self._random.below(1 << 63))
         else:
@@ -361,69 +356,9 @@ class ShardRegistry:
         self.reschedule(shard)
         return shard
 
-    @contextmanager
-    def _alone(self, shard_id: str) -> Iterator[None]:
-        """Exclude other greenlets that make or end this shard: a claim of one would outdate that of
-        another. On a store of one node they exclude nobody, since there are no claims."""
-        if self._leases is None:
-            yield
-            return
-        lock, users = self._makers.get(shard_id) or (BoundedSemaphore(), 0)
-        self._makers[shard_id] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            lock, users = self._makers[shard_id]
-            if users == 1:
-                del self._makers[shard_id]
-            else:
-                self._makers[shard_id] = (lock, users - 1)
-
-    @contextmanager
-    def _claimed(
-        self, shard_id: str, stored: StoredShard | None, region: str | None = None
-    ) -> Iterator[StoredShard | None]:
-        """Claim a shard for the block, which makes it; release it if the block fails.
-
-        Args:
-            stored: what the store had before the claim; it is all there is without leases.
-
-        Yields:
-            The shard as it is stored under the claim. Nothing switches afterwards.
-        """
-        if self._leases is None:
-            yield stored
-            return
+    def _check_drain(self) -> None:
         if self.draining:
             raise Draining("This server is shutting down", hint="Connect again")
-        self._claim(shard_id, region)
-        try:
-            yield self._read_stored(shard_id)
-        except BaseException:
-            self._forget(shard_id)
-            raise
-
-    def _claim(self, shard_id: str, region: str | None = None) -> None:
-        """Claim a shard that is not here. Without leases it needs none.
-
-        Raises:
-            SubscribeFailed: another worker has it.
-            Unavailable: an earlier change of it is not written yet.
-        """
-        if self._leases is not None:
-            self._leases.check()
-            self._state_writer.settle(shard_id)
-            self._leases.claim(shard_id, region)
-
-    def _check_lease(self) -> None:
-        if self._leases is not None:
-            self._leases.check()
-
-    @property
-    def name(self) -> str:
-        """The name of this worker in the store."""
-        return self._worker if self._leases is None else self._leases.name
 
     def _lose(self, shard_id: str, generation: int) -> None:
         """Stop a shard that another worker has claimed."""
@@ -437,49 +372,14 @@ class ShardRegistry:
             self.reschedule(shard)
             self._forget(shard_id)
 
-    def _put(self, change: Change) -> None:
-        """Queue a change of a shard, under its claim."""
-        if self._leases is not None:
-            generation = self._leases.generation_of(change.shard_id)
-            if generation is None:
-                return  # it is another worker's by now
-            change = msgspec.structs.replace(change, generation=generation)
-        self._state_writer.put(change)
-
-    def _read_place(self, shard_id: str) -> StoredPlace | None:
-        """As `_read_stored`, for the placement alone."""
-        return read_settled(
-            self._store, lambda reader: reader.shard_place(shard_id),
-            lambda: (self._known(shard_id), self._state_writer.pending(shard_id)),
-        )
-
-    def _read_stored(self, shard_id: str) -> StoredShard | None:
-        """Return the shard as stored. May switch greenlets; the answer fits the memory then.
-
-        Raises:
-            QueryTimeout, StoreUnavailable: the store cannot be read now.
-        """
-        return read_settled(
-            self._store, lambda reader: reader.shard(shard_id),
-            lambda: (self._known(shard_id), self._state_writer.pending(shard_id)),
-        )
-
     def _check_home(self, shard_id: str, place: StoredPlace | None) -> None:
-        pending = self._state_writer.pending(shard_id)
-        if pending is not None and pending.moves:
+        """Check that a shard lives here; with leases the claim of it decides."""
+        if self._stored.is_moving(shard_id):
             raise SubscribeFailed("shard is being moved", hint="Connect again")
-        if self._leases is None:  # else the claim decides
+        if self._leases is None:
             home = self._placement.of_stored(shard_id, place)
             if home.worker != self._worker:
                 raise SubscribeFailed("shard lives in another process now", hint="Connect again")
-
-    def _saved(self, shard_id: str, stored: StoredShard | None) -> Saved | None:
-        pending = self._state_writer.pending(shard_id)
-        if pending is not None and (pending.saved is not None or not pending.keeps):
-            return pending.saved
-        if stored is None or stored.data is None:
-            return None
-        return msgspec.msgpack.decode(stored.data, type=Saved)
 
     def _stepped(self, shard: Shard, step: Step | None = None) -> None:
         """Save or settle a shard that was stepped, or has stopped."""
@@ -517,13 +417,13 @@ class ShardRegistry:
                 return
         self._ended[shard.id] = self.now_s() + limits.SHARD_KEPT_S
         if reason == _FINISHED:
-            self._put(Change(shard.id, None, keeps=False))
+            self._stored.put(Change(shard.id, None, keeps=False))
 
     def _save(self, shard: Shard) -> bool:
         """Write the state of a shard, if it has one. Return False if the shard failed of that."""
         saved = shard.save()
         if saved is not None:
-            self._put(Change(shard.id, saved))
+            self._stored.put(Change(shard.id, saved))
         return shard.traceback is None
 
     def _forget(self, shard_id: str) -> None:
@@ -531,10 +431,7 @@ class ShardRegistry:
         self._ended.pop(shard_id, None)
         self._unused.discard(shard_id)
         self._quota.remove(shard_id)
-        generation = None if self._leases is None else self._leases.forget(shard_id)
-        if generation is not None:
-            release = Change(shard_id, None, generation=generation, releases=True)
-            self._state_writer.put(release)
+        self._stored.release(shard_id)
 
     def _drop_expired(self) -> None:
         now_s = self.now_s()

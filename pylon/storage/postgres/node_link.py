@@ -57,7 +57,7 @@ from pylon.storage.postgres.wire import BlockingSession
 _SALT_BYTES: Final = 16
 _LEAD_S: Final = 5.0
 _STATEMENT_S: Final = 5.0
-_LEASE_RETRY_S: Final = 0.5
+LEASE_RETRY_S: Final = 1.0  # the longest pause between tries to connect, of a node with shards
 _QUEUE_BYTES: Final = 8_388_608
 _FLUSH_BYTES: Final = 262_144  # of payloads in one transaction
 _NOTIFY: Final = "SELECT pg_notify($1, $2)"
@@ -367,7 +367,7 @@ class PostgresNodes:
                          hint="rooms go on with the members of this node; it tries again until the "
                          "database answers")
         pause_s = retry_pause_s(self._failures, self._random.uniform)
-        if self._clock.monotonic_s() < self.lease.until_s:  # shards stop if it is not renewed
-            pause_s = min(pause_s, _LEASE_RETRY_S)
+        if self._has_shards:  # they stop if the lease is not renewed, and wait for the next one
+            pause_s = min(pause_s, LEASE_RETRY_S)
         self._failures += 1
         self._retry_at_s = self._clock.monotonic_s() + pause_s
