@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest
+from pylon.storage.nodes import NodeFacts
 from pylon.storage.postgres.schema import apply
 from pylon.storage.postgres.schema.leader import alone
 from supervisor.pending_schema import PendingSchema
@@ -48,3 +49,27 @@ def test_a_start_that_left_nothing_has_no_thread(stage: SchemaStage) -> None:
     pending = PendingSchema(stage.manager, APP)
     pending.start()
     assert pending.count == 0
+
+
+def test_an_older_node_that_starts_later_is_noticed(stage: SchemaStage) -> None:
+    """Its start has written all rows with the fields that it knows."""
+    newer = replace(APP, text="newer", entities=(replace(
+        ITEM, fields=(*ITEM.fields, Field("note", FieldType.STRING, True, False)),
+    ),))
+    stage.start(newer)
+    others: list[NodeFacts] = []
+    pending = PendingSchema(stage.manager, newer, again_s=0.05, others=lambda: tuple(others))
+    pending.start()
+    stage.start(APP)
+    assert "note" not in stage.rows("Item")[0] and pending.count == 0
+    stage.ask(
+        "INSERT INTO _pylon_nodes (node, incarnation, roles, version, manifest, workers, "
+        "started_at, seen_at) VALUES ('old', '', '', '', 'older', '', now(), now())"
+    )
+    others.append(NodeFacts("old", "i", (), "", "older"))
+    wait_until("the rows have the field", lambda: "note" in stage.rows("Item")[0])
+    assert pending.count == 1
+    others.clear()
+    stage.ask("DELETE FROM _pylon_nodes")
+    wait_until("the rest is done", lambda: pending.count == 0)
+    pending.stop()
