@@ -31,7 +31,8 @@ ROW_ERRORS: Final[tuple[ErrorClass, ...]] = (
     errors.InvalidId,
 )
 _COMMON: Final[tuple[ErrorClass, ...]] = (
-    errors.InternalError, errors.InvalidData, errors.UnknownParameter,
+    errors.InternalError, errors.InvalidApiKey, errors.InvalidData, errors.InvalidJwt,
+    errors.UnknownParameter,
 )
 _UNSAFE: Final = frozenset({"post", "put", "patch", "delete"})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ import pytest
 from pylon.storage.ops import InsertRow, OpenDocument
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.documents import LoroClient
+from tests.support.server import ADMIN_TOKEN as SERVER_ADMIN
+from tests.support.server import PylonServer
+from tests.support.stage import ADMIN_TOKEN as STAGE_ADMIN
 from tests.support.stage import Stage
 from tests.support.stores import TestStore
 from tests.support.websocket_client import WebSocketClient
@@ -358,7 +362,7 @@ def test_no_socket_stream_or_live_query_carries_a_hidden_field(stage: Stage) -> 
     encoded = stage.app.codecs["User"].insert({"name": "ada", **secrets("User")}, "e" * 40)
     user = InsertRow("User", "e" * 40, encoded.values, encoded.row_json)
     cursor = stage.write(first, user).events[0].seq - 1
-    admin = WebSocketClient(ws.port, token=stage_admin(), path=f"/?since={cursor}")
+    admin = WebSocketClient(ws.port, token=STAGE_ADMIN, path=f"/?since={cursor}")
     live = WebSocketClient(ws.port, path="/?changes=0")
     clients = [admin, WebSocketClient(ws.port, path=f"/?since={cursor}"), live,
                WebSocketClient(ws.port, path=f"/?since={cursor}&entities=Note")]
@@ -399,7 +403,23 @@ def test_no_socket_stream_or_live_query_carries_a_hidden_field(stage: Stage) -> 
         assert MARK not in found
 
 
-def stage_admin() -> str:
-    from tests.support.stage import ADMIN_TOKEN as TOKEN
-
-    return TOKEN
+def test_a_whole_server_publishes_no_hidden_field(
+    tested_store: TestStore, processes: None, tmp_path: Path
+) -> None:
+    """The supervisor's own writer or relay publishes, and no stage stands in for it."""
+    with closing(PylonServer(tmp_path, manifest())) as server:
+        server.start()
+        ws = WebSocketClient(server.port + 1, token=SERVER_ADMIN)
+        sse = Stream(server.port + 2, "/events")
+        for title in ("one", "the end"):
+            status, body, _ = server.request(
+                "POST", "/api/entities/Note", {"title": title, **secrets("Note")},
+                token=SERVER_ADMIN,
+            )
+            assert status == 201, body
+        found = ""
+        while "the end" not in found:
+            found += json.dumps(ws.read_json())
+        assert '"one"' in found and MARK not in found
+        assert MARK.encode() not in sse.read_until(b'"the end"')
+        assert MARK not in server.log()
