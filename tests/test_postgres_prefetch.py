@@ -16,6 +16,7 @@ from pylon import metrics
 from pylon.auth_context import ADMIN, AuthContext
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, OnDelete, Policy
 from pylon.storage.ops import DeleteRow, InsertRow, Transact, UpdateRow, WriteOp
+from pylon.storage.postgres.prefetch_cascades import CascadeReads
 from pylon.values import EntityCodec
 from tests.support.two_writers import Writers
 
@@ -192,6 +193,23 @@ def test_delete_that_a_reference_forbids_is_refused_without_the_lock(writers: Wr
         ]
         assert writers.codes(writers.a, drop("Invoice", 400), drop("Team", 2)) == [None, None]
     assert ids_of(writers, "Team") == ids_of(writers, "Room") == []
+
+
+def test_delete_that_no_policy_allows_reads_no_rows_that_refer_to_it(
+    writers: Writers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[tuple[str, str]] = []
+    add_delete = CascadeReads.add
+
+    def note(reads: CascadeReads, entity: str, found_id: str) -> None:
+        added.append((entity, found_id))
+        add_delete(reads, entity, found_id)
+
+    monkeypatch.setattr(CascadeReads, "add", note)
+    assert writers.codes(
+        writers.a, drop("Message", 100, BOB), drop("Message", 999, ANN), drop("Message", 101, ANN)
+    ) == ["POLICY_DENIED", "NOT_FOUND", None]
+    assert added == [("Message", row_id(101))]
 
 
 def test_row_that_comes_to_refer_meanwhile_is_deleted_too(writers: Writers) -> None:

@@ -2,8 +2,8 @@
 
 The first round trip reads the rows of updates and deletes, the operations with op_ids, the owners
 of unique values, the rows that others refer to, the documents of rows, and what the insert policies
-ask of other rows. The second one reads what the policies of these rows ask, and each further one
-follows the references to deleted rows (`prefetch_cascades`). What they overlook, `table` and
+ask of other rows. The second one reads what the policies of these rows ask. Further ones follow the
+references to rows that may be deleted (`prefetch_cascades`). What they overlook, `table` and
 `transaction` read one by one.
 
 Called by `transaction` at the beginning of a batch.
@@ -105,6 +105,19 @@ class _Recorder:
         return self._answer
 
 
+class _KnownRows:
+    """A source of related rows that knows the answers of an overlay; an unknown one is no."""
+
+    __slots__ = ("_overlay",)
+
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+
+    def has_row(self, check: ExistsCheck, values: CheckValues) -> bool:
+        """See `pylon.policy.related.RelatedRows`."""
+        return self._overlay.checks.get((check.entity, check.predicate(values)), False)
+
+
 class Prefetch:
     """The reads of one batch. `needs_lock`: some of its requests rely on the lock."""
 
@@ -123,6 +136,7 @@ class Prefetch:
             referring, [name for name, reads in entities.items() if reads.has_documents]
         )
         self._judged: list[tuple[EntityReads, Any]] = []  # operations on rows with such policies
+        self._deletes: list[tuple[EntityReads, DeleteRow]] = []
         self._checks: dict[Check, None] = {}
         self._requests: Sequence[WriteRequest] = ()
         self._rows: dict[str, dict[str, None]] = {}
@@ -182,8 +196,7 @@ class Prefetch:
             self._plan_update(reads, op)
         elif kind is DeleteRow:
             self._plan_key(op.op)
-            if is_sendable(op.row_id):
-                self._cascades.add(name, op.row_id)
+            self._deletes.append((reads, op))
         checks = reads.rules.checks
         action = _ACTIONS.get(kind)
         if action is not None and (checks["read"] or checks[action]):
@@ -234,6 +247,26 @@ class Prefetch:
                 elif type(op) is PushDocument:
                     rules.may_begin_update(auth, row, recorder)
 
+    def _plan_cascades(self, overlay: Overlay, *, asks: bool) -> None:
+        """Follow the references to the rows that the batch deletes.
+
+        Only of deletes that the policies allow: others may not cause such large reads.
+
+        Args:
+            asks: of the entities whose policies ask other rows; their answers were read.
+        """
+        related = _KnownRows(overlay)
+        for reads, op in self._deletes:
+            rules, auth = reads.rules, op.auth
+            if bool(rules.checks["read"] or rules.checks["delete"]) is not asks:
+                continue
+            known = overlay.rows.get((reads.table.name, op.row_id))
+            if known is None or known[0] is None:
+                continue
+            row = orjson.loads(known[0])
+            if rules.may_read(auth, row, related) and rules.may_delete(auth, row, related):
+                self._cascades.add(reads.table.name, op.row_id)
+
     def _plan_update(self, reads: EntityReads, op: UpdateRow) -> None:
         for name, (_, target) in reads.parents.items():
             if is_sendable(op.patch.get(name)):
@@ -269,13 +302,17 @@ class Prefetch:
         yield [
             *self._key_reads(overlay, locked=locked),
             *self._check_reads(overlay, locked=locked),
-            *self._cascades.reads(overlay, locked=locked),
         ]
         self._plan_row_checks(overlay)
-        while found := [
+        self._plan_cascades(overlay, asks=False)
+        found = [
             *self._check_reads(overlay, locked=locked),
             *self._cascades.reads(overlay, locked=locked),
-        ]:
+        ]
+        if found:
+            yield found
+        self._plan_cascades(overlay, asks=True)
+        while found := self._cascades.reads(overlay, locked=locked):
             yield found
 
     def _key_reads(self, overlay: Overlay, *, locked: bool) -> Iterator[Read]:
