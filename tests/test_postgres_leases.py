@@ -23,9 +23,10 @@ from pylon.realtime.placement import MATCHMAKER, Placement
 from pylon.realtime.shard import Shard
 from pylon.realtime.snapshots import Format
 from pylon.storage.nodes import NodeFacts
-from pylon.storage.ops import PutShard, WriteOp, WriteReply
+from pylon.storage.ops import PutShard, WriteOp, WriteReply, WriteRequest
 from pylon.storage.postgres import registry as node_registry
 from pylon.storage.postgres.connect import open_session
+from pylon.storage.postgres.schema.ddl import LATER_COLUMNS
 from tests.support import stores
 from tests.support.api import DirectShards, DirectWriter
 from tests.support.postgres import PostgresServer
@@ -199,6 +200,21 @@ def pair(stage: Stage) -> tuple[Node, Node]:
 
 def total(client: Client) -> int:
     return int(client.last["counters"].get("sum", 0))
+
+
+def test_tables_of_an_earlier_version_get_the_columns_of_leases(stage: Stage) -> None:
+    stage.engine.apply([WriteRequest(1, PutShard("sim:1", 7, b"state"))])
+    for table, column, _ in LATER_COLUMNS:
+        stage.run(f"ALTER TABLE {table} DROP COLUMN {column}")
+    stage.engine.close()
+    stage.engine = open_engine(stage.folder / "app.db")  # the next start
+    a = Node(stage, "a")
+    a.report()
+    place = stage.store.point(lambda reader: reader.shard_place("sim:1"))
+    assert place is not None
+    assert (place.generation, place.owner, place.is_held) == (0, None, False)
+    assert a.leases.claim("sim:1") > 0
+    assert stage.stored() == b"state"
 
 
 def test_a_shard_has_one_home_while_the_lease_lasts(pair: tuple[Node, Node]) -> None:
