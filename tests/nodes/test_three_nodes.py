@@ -26,7 +26,7 @@ pytestmark = [
 
 ROUNDS = int(os.environ.get("PYLON_TEST_NODE_ROUNDS", "1"))
 HOLDER_S = 6.0  # longer than others wait for a holder of the lock before they end it
-LEASE_S = 12.0  # longer than any lease of a node
+LEASE_S = 14.0  # others claim its shards meanwhile; after 15 s it would replace its own workers
 AWAY_S = 3.0
 
 
@@ -39,6 +39,13 @@ class Trial:
 
     def any_node(self) -> int:
         return self.random.randrange(len(self.fleet.nodes))
+
+    def node_of_a_shard(self) -> int:
+        """Return the number of a node that runs a shard."""
+        ((owner,), *_) = self.server.run_sql(
+            "SELECT owner FROM _pylon_shards WHERE owner IS NOT NULL AND id LIKE 'trial:%'"
+        )
+        return int(str(owner).partition("/")[0].removeprefix("node"))
 
     def load(self, writes: int) -> None:
         """Let so many writes be acknowledged."""
@@ -109,7 +116,7 @@ FAULTS: dict[str, Fault] = {
         lambda trial: trial.fleet.freeze_writer(trial.any_node(), HOLDER_S), 12.0, 6.0
     ),
     "freeze a node": Fault(
-        lambda trial: trial.fleet.freeze_node(trial.any_node(), LEASE_S), 14.0, 6.0
+        lambda trial: trial.fleet.freeze_node(trial.node_of_a_shard(), LEASE_S), 14.0, 6.0
     ),
     "restart a node": Fault(lambda trial: trial.fleet.restart_node(trial.any_node()), 5.0, 3.0),
     "end the writers' connections": Fault(
