@@ -292,6 +292,14 @@ def test_an_admin_makes_moves_and_ends_shards(server: PylonServer) -> None:
         assert (status, body["error"]["code"]) == (403, "FORBIDDEN")
 
 
+def test_a_move_to_what_is_no_worker_is_refused(server: PylonServer) -> None:
+    for worker in (False, 1, 1.5, [], {}, "9", "", "nowhere/1", "/"):
+        status, body, _ = server.request(
+            "POST", "/api/shards/made%3A2/move", {"worker": worker}, token=ADMIN_TOKEN
+        )
+        assert (status, body["error"]["code"]) == (400, "INVALID_DATA"), worker
+
+
 def first_frame(server: PylonServer, shard_id: str) -> tuple[int, Any]:
     """The first snapshot of a shard, once the server runs it: after a start on PostgreSQL it has
     to know the nodes, and says 1013 until then."""

@@ -115,7 +115,8 @@ class ShardMove:
         services = self._services
         _require_admin(services, req)
         worker = read_typed(req, services.requests, MOVE_SHARD).worker
-        if worker is not None and not services.shards.has_worker(worker):
+        is_known = isinstance(worker, str) and services.shards.has_worker(worker)
+        if worker is not None and not is_known:
             raise InvalidData(
                 f"worker is {worker!r}, which is no shards worker of this server: they have "
                 'numbers from "1" to PYLON_SHARD_WORKERS, behind the name of their node if it is '
