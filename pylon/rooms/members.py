@@ -254,8 +254,10 @@ class Rooms:
         self._unconfirmed.get(incarnation, set()).discard((name, user_id))
         newest = max(member.parts.values())
         # Newer data stay while their part is there. A node that has adopted them tells them too.
-        is_orphan = not member.is_here and newest.stamp < member.stamp
-        if newest[:2] > (member.stamp, member.data) or is_orphan or not was_member:
+        # Two nodes may give one stamp, so the data decide.
+        held = member.stamp, member.data
+        is_orphan = not member.is_here and newest[:2] < held
+        if newest[:2] > held or is_orphan or not was_member:
             self._take_over(name, room, member, newest, was_member=was_member)
         since_s = self._clock.monotonic_s() - limits.ROOM_POLL_S
         if (
