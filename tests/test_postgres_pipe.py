@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import gevent
 import psycopg
@@ -196,6 +197,25 @@ def test_a_lost_connection_fails_those_that_wait_and_comes_back(
     wait_connected(pipe)
     assert ask(pipe, 5) == 10
     other.close()
+
+
+def test_a_read_fails_whose_second_sending_meets_a_lost_connection(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, sent = pipe._send, []
+
+    def send_once(pgconn: Any, question: Any) -> None:
+        if question.text == "SELECT 7" and question.text in sent:
+            raise psycopg.OperationalError("the server closed the connection")
+        sent.append(question.text)
+        send(pgconn, question)
+
+    monkeypatch.setattr(pipe, "_send", send_once)
+    jobs = [gevent.spawn(pipe.execute, text) for text in ("SELECT 1/0", "SELECT 7")]
+    gevent.joinall(jobs, timeout=30)
+    assert isinstance(jobs[0].exception, psycopg.errors.DivisionByZero)
+    assert isinstance(jobs[1].exception, psycopg.OperationalError), "it does not wait for ever"
+    wait_connected(pipe)
 
 
 def test_a_connection_that_is_lost_while_idle_comes_back_before_anybody_asks(

@@ -67,7 +67,7 @@ def test_a_good_folder_has_no_problem_and_stays_as_it_is(folder: Path) -> None:
     ({"PYLON_STATIC_DIR": "."}, "PYLON_DB_PATH"), ({"PYLON_SEED": "folder"}, "Is a directory"),
     ({"PYLON_SEED": "twice.json"}, "Note[1]: Note.slug must be unique"),
     ({"PYLON_SEED": "seed.json"}, "Note[0]"), ({"PYLON_SEED": "none.json"}, "No such file"),
-    ({"PYLON_RUNTIME_DIR": "garbage.db/x"}, "garbage.db is not a folder"),
+    ({"PYLON_RUNTIME_DIR": "fifo/x"}, "fifo is not a folder"),
     ({"PYLON_RUNTIME_DIR": "loop"}, "symbolic links"), ({"PYLON_RUNTIME_DIR": "/tmp"}, "its own"),
     ({"PYLON_RUNTIME_DIR": "garbage.db"}, "not a folder"),
     ({"PYLON_PORT": "65535"}, "would be 65536"), ({"DATABASE_URL": "mysql://h/d"}, "DATABASE"),

@@ -14,6 +14,7 @@ from pylon.clock import ManualClock
 from pylon.config import load
 from pylon.storage.interface import WriteEngine
 from pylon.storage.ops import Transact, WriteReply, WriteRequest
+from pylon.storage.public_rows import PublicRows
 from pylon.storage.records import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
 from supervisor.writer import Writer
@@ -83,7 +84,7 @@ def test_inserts_overtake_patches_of_large_rows(tmp_path: Path) -> None:
     size = 1_000_000
     apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in range(1, 9)])
     broken: list[BaseException] = []
-    writer = Writer(runtime, engine, broken.append)
+    writer = Writer(runtime, engine, broken.append, PublicRows(()))
     writer.start()
     answered = [0] * 8
     stop = threading.Event()
@@ -123,7 +124,7 @@ def test_a_patch_of_a_large_row_waits_for_one_turn_of_a_long_batch(tmp_path: Pat
     size = 1_000_000
     apply(engine, *[insert("Note", n, {"text": "x" * size}) for n in (1, 2)])
     broken: list[BaseException] = []
-    writer = Writer(runtime, engine, broken.append)
+    writer = Writer(runtime, engine, broken.append, PublicRows(()))
     writer.start()
     head = writer.head
     patches = [update("Note", 1, {"text": f"{n:02}" + "y" * size}) for n in range(60)]
@@ -169,7 +170,9 @@ def test_large_rows_rest_as_long_as_their_last_turn_took_while_others_write(
             replies = [WriteReply(request.id, seq=1) for request in requests]
             return BatchResult(replies, None, 0.1, large_bytes=1_000_000, large_rows=1)
 
-    writer = Writer(runtime, cast(WriteEngine, Costly()), lambda _: None, clock)
+    writer = Writer(
+        runtime, cast(WriteEngine, Costly()), lambda _: None, PublicRows(()), clock
+    )
     writer.start()
     local = LocalWriter(runtime)
     for rest_s in (0.0, 0.0, 0.2):

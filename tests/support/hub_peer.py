@@ -8,6 +8,7 @@ of the conversation of `workers.ws`.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -33,21 +34,20 @@ CONTEXTS = [
 ]
 
 
-def receive_all(sock: socket.socket, connection: Connection) -> bytes:
-    """What has arrived at a client's end, the hub's loop having run."""
-    data = b""
+def arrivals(sock: socket.socket, connection: Connection) -> Iterator[bytes]:
+    """What has arrived at a client's end, piece by piece, the hub's loop having run."""
     while True:
         gevent.sleep(0)
         try:
-            more = sock.recv(1 << 20)
+            data = sock.recv(1 << 20)
         except BlockingIOError:
             if not connection.outbox_bytes:
-                return data
+                return
             gevent.sleep(0.001)
             continue
-        if not more:
-            return data
-        data += more
+        if not data:
+            return
+        yield data
 
 
 class Peer:
@@ -65,7 +65,7 @@ class Peer:
 
     def received(self) -> bytes:
         """What has arrived, the hub's loop having run."""
-        return receive_all(self.socket, self.connection)
+        return b"".join(arrivals(self.socket, self.connection))
 
 
 def ws_hub(clock: ManualClock | None = None) -> Hub:

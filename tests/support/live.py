@@ -33,7 +33,7 @@ from pylon.storage.ops import (
 from pylon.storage.related import StoredRelated
 from tests.support import stores
 from tests.support.database import Database
-from tests.support.hub_peer import receive_all
+from tests.support.hub_peer import arrivals
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
 from workers.hub.history import History
@@ -285,7 +285,8 @@ class LiveClient:
 
     def listen(self) -> None:
         """Take all that has been sent."""
-        self.received += receive_all(self.socket, self.connection)
+        for data in arrivals(self.socket, self.connection):  # another greenlet may listen too
+            self.received += data
         for text in self._texts():
             message = orjson.loads(text)
             if message["type"] == "unsubscribed":

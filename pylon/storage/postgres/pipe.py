@@ -274,6 +274,19 @@ class Pipe:
             self._is_timed = self._has_progress = True
             self._timer.start(self._check_progress)
 
+    def _send_again(self, pgconn: PGconn, question: _Question) -> None:
+        """Send a question anew that was answered without a result.
+
+        Raises:
+            psycopg.OperationalError: the connection is lost; the question is among those that fail.
+        """
+        try:
+            self._send(pgconn, question)
+        except psycopg.OperationalError:
+            if question not in self._sent:
+                self._sent.append(question)
+            raise
+
     def _flush(self) -> None:
         """Send the statements of this turn."""
         self._is_flush_due = False
@@ -368,7 +381,7 @@ class Pipe:
                 self._waiting -= 1
                 self._wake(question)
             else:
-                self._send(pgconn, question)
+                self._send_again(pgconn, question)
         else:
             self._fail(pgconn, question, error_of(result))
 
@@ -388,7 +401,7 @@ class Pipe:
             # A migration changed a table. The old statement stays in the server until the
             # connection closes.
             self._prepared.discard(question.text)
-            self._send(pgconn, question)
+            self._send_again(pgconn, question)
             return
         self._waiting -= 1
         if isinstance(error, errors.QueryCanceled):
