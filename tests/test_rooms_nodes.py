@@ -207,6 +207,19 @@ def test_the_later_data_win_on_every_node(pair: Pair) -> None:
     assert a.room("r") == b.room("r") == {"ann": "a"}
 
 
+def test_data_set_beside_late_news_of_a_socket_stay(pair: Pair) -> None:
+    a, b = pair.nodes
+    a.ask(join("r", "ann", 1))
+    pair.exchange()
+    b.ask(Subscribe("r", "ann", 1))
+    late = b.tell()
+    a.clock.advance(1.0)
+    a.ask(SetPresence("r", "ann", b"9"))
+    a.hear(b, late)
+    pair.exchange()
+    assert a.room("r") == b.room("r") == {"ann": 9}
+
+
 def test_a_node_that_ends_takes_its_members_along(pair: Pair) -> None:
     a, b = pair.nodes
     a.ask(join("r", "ann"), join("r", "both"))

@@ -37,8 +37,7 @@ def test_server_ends_with_a_killed_test_process() -> None:
     child.kill()
     child.wait()
     wait_until("PostgreSQL has ended", lambda: not Path("/proc", pid).exists())
-    assert Path(folder).exists()
-    PostgresServer(program).close()
+    PostgresServer(program).close()  # another test process may have done so already
     assert not Path(folder).exists(), "the next server removes the files"
 
 

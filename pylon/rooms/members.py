@@ -86,7 +86,6 @@ class Rooms:
         member.joined_at_s = joined_at_s
         self.table.put(room, member, data, peer)
         self._tell(name, member)
-        member.join_stamp = member.stamp
         self._note_activity(name, member)
         if self._has_listeners(name, room):
             self._updates.changed(name, user_id, "join", data, was_member=was_member)
@@ -262,10 +261,11 @@ class Rooms:
         since_s = self._clock.monotonic_s() - limits.ROOM_POLL_S
         if (
             part.is_attached and member.is_here and not member.sockets
-            and member.polled_s <= since_s and part.stamp >= member.join_stamp
+            and member.polled_s <= since_s and part.stamp >= member.stamp
         ):
             # Its socket is on the other node. When that closes, the member is to leave at once. An
-            # older stamp is late news of a socket that the member had before its last join here.
+            # older stamp is late news, perhaps of a socket from before its last join here, and the
+            # other node lacks the data that were set here.
             self._end_here(name, user_id)
 
     def _take_over(

@@ -26,8 +26,8 @@ class Member:
     """A member of one room."""
 
     __slots__ = (
-        "data", "is_here", "join_stamp", "joined_at_s", "network", "parts", "peer", "polled_s",
-        "sockets", "stamp", "user_id",
+        "data", "is_here", "joined_at_s", "network", "parts", "peer", "polled_s", "sockets",
+        "stamp", "user_id",
     )
 
     def __init__(self, user_id: str, network: str) -> None:
@@ -39,7 +39,6 @@ class Member:
         self.polled_s = NEVER_S  # monotonic time of its last poll
         self.sockets: set[Socket] = set()
         self.is_here = False
-        self.join_stamp = 0  # of its last join on this node
         self.stamp = 0  # of its data
         self.parts: dict[str, NodePart] = {}  # by the incarnation of the node
 
