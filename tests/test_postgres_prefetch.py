@@ -165,6 +165,35 @@ def test_answer_that_a_change_of_the_batch_makes_uncertain_is_asked_again(
     assert (writers.row("Message", row_id(100)) or {})["body"] == "a"
 
 
+def test_row_that_only_later_changes_refer_to_is_checked_when_a_batch_takes_the_lock(
+    writers: Writers,
+) -> None:
+    with batches(overtaken=1, locked=1, reads=1), writers.overtaken(
+        writers.a, edit(100, "a"), drop("Member", 50), edit(100, "b"),
+        add("Member", 60, roomId=20, userId="ann"),
+    ) as batch:
+        writers.sql.execute('DELETE FROM "Room" WHERE id = %s', (row_id(20),))
+    assert batch.codes == [None, None, "POLICY_DENIED", "REFERENCE_NOT_FOUND"]
+
+
+@pytest.mark.parametrize("is_before", [True, False], ids=["before a scan", "after it"])
+def test_id_that_is_taken_before_a_batch_takes_the_lock_is_found_again(
+    writers: Writers, is_before: bool
+) -> None:
+    taken = add("Room", 30, teamId=1)
+    ops: list[WriteOp] = [edit(100, "a"), drop("Member", 50), edit(100, "b")]
+    ops.insert(1 if is_before else 3, taken)
+    with batches(overtaken=1, locked=1, reads=2), writers.overtaken(
+        writers.a, *ops
+    ) as batch:
+        writers.sql.execute(
+            'INSERT INTO "Room" (id, _json) VALUES (%s, %s)', (row_id(30), "{}")
+        )
+    assert sorted(code or "" for code in batch.codes) == [
+        "", "", "OPTIMISTIC_ID_CONFLICT", "POLICY_DENIED",
+    ]
+
+
 def test_answers_are_those_of_before_a_transaction_that_was_undone(writers: Writers) -> None:
     with batches():
         refused, done = writers.apply(writers.a, Transact([

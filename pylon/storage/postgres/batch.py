@@ -6,7 +6,8 @@ under the lock. A guard fails if a row that the batch relies on is no longer as 
 
 A primitive whose answer the flush could not check takes the lock at once (`lock`). From then on the
 batch is *locked*: it knows its seqs, reads the database itself, and sends what it has gathered
-before each scan.
+before each scan. It may have read earlier which rows are not there (`is_late`): if the database
+then refuses a statement, the batch runs again, locked from its beginning.
 
 Invariants: seqs, document numbers and mark numbers ascend in commit order, since all are taken
 under the lock. A batch that is not open knows nothing. Made by `transaction`, which opens and ends
@@ -52,6 +53,7 @@ class Batch:
         events: those of its changes, once they are gathered.
         position: of the request that gathers.
         is_open, is_locked: see the module.
+        is_late: whether it took the lock after its first reads.
         head: the newest seq that the engine knew when the batch began.
         origin: the seq before the first one that the journal gives.
         base: the seq that `origin` stands for, if the batch is locked.
@@ -62,7 +64,7 @@ class Batch:
     __slots__ = (
         "_document_base", "_mark", "_mark_sent", "_sent", "_session", "_waits", "base",
         "changes_documents", "changes_sessions", "document_number", "events", "gathered", "head",
-        "is_locked", "origin", "overlay", "position", "writer",
+        "is_late", "is_locked", "origin", "overlay", "position", "writer",
     )
 
     def __init__(self, writer: WriterSession, waits: Clock) -> None:
@@ -77,6 +79,7 @@ class Batch:
         self.origin = PROVISIONAL_SEQ
         self.base = 0
         self.is_locked = False
+        self.is_late = False
         self.document_number = 0
         self.changes_documents = False
         self.changes_sessions = False
@@ -112,7 +115,7 @@ class Batch:
     def undo(self) -> None:
         """Roll back what was sent, and forget the lock and all that was read."""
         self.writer.roll_back(self.session)
-        self.is_locked = False
+        self.is_locked = self.is_late = False
         self.overlay.clear()
 
     def close(self) -> None:
@@ -121,7 +124,7 @@ class Batch:
             return
         self.writer.roll_back(self._session)
         self._session = None
-        self.is_locked = False
+        self.is_locked = self.is_late = False
         self.gathered.clear()
         self._sent.clear()
         self._mark = -1
@@ -142,6 +145,7 @@ class Batch:
         guards = guards_of(self.overlay, everything=True)
         metrics.BATCHES_LOCKED.inc()
         self.take_lock(guards, guards=len(guards))
+        self.is_late = True
         self.overlay.trust()
         if self._mark >= 0:
             self.gathered.insert(self._mark, _plain("SAVEPOINT step"))
@@ -224,6 +228,8 @@ class Batch:
                 raise OutdatedError from error
             if isinstance(error, STORE_FAILURES) or len(outcome.results) >= sent:
                 raise error
+            if self.is_late:
+                raise OutdatedError from error
             raise self.refusals(error)
         self._sent += self.gathered
         self.gathered.clear()

@@ -53,8 +53,9 @@ def guards_of(overlay: Overlay, *, everything: bool) -> list[Statement]:
     found: list[Statement] = []
     if overlay.read_versions:
         found += _row_guards(overlay, overlay.read_versions if everything else overlay.touched)
-    if overlay.parents:
-        found += _parent_guards(overlay)
+    parents = [*overlay.parents, *(overlay.exists if everything else ())]
+    if parents:
+        found += _parent_guards(overlay, dict.fromkeys(parents))
     plain = [
         key for key in (overlay.documents if everything else overlay.touched)
         if overlay.documents.get(key, 0) is None
@@ -85,9 +86,9 @@ def _row_guards(overlay: Overlay, keys: Iterable[RowKey]) -> list[Statement]:
     ]
 
 
-def _parent_guards(overlay: Overlay) -> list[Statement]:
+def _parent_guards(overlay: Overlay, keys: Iterable[RowKey]) -> list[Statement]:
     by_entity: dict[str, list[str]] = {}
-    for key in overlay.parents:
+    for key in keys:
         if overlay.exists.get(key) or key in overlay.read_versions:
             by_entity.setdefault(key[0], []).append(key[1])
     return [(_PARENTS % quote(name), (ids, len(ids))) for name, ids in by_entity.items()]

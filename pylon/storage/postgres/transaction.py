@@ -259,7 +259,8 @@ class PostgresTransaction:
             raise OutdatedError from error
         if isinstance(error, STORE_FAILURES):
             raise error
-        if not batch.is_locked:  # a unique value of another node, perhaps; look closely
+        # A unique value of another node, perhaps; look closely.
+        if not batch.is_locked or batch.is_late:
             raise OutdatedError from error
         origins = flush.origins[place] if place < len(flush.origins) else ()
         if origins and all(item.shape is EVENTS for item in origins):
