@@ -13,6 +13,6 @@ for batches, and each batch for frames. A worker that dies takes only the tunnel
 with it, which end anyway. The price is one TCP port for each shards worker: worker n has the port
 of PYLON_CLUSTER_URL plus n - 1. ZeroMQ encrypts in a thread of its own, outside the GIL.
 
-Who may connect: each node makes a key pair at its start (`keys`) and publishes the public half in
-the registry of the nodes. The port admits the keys of the nodes that live (`peers`, `zap`).
+Only nodes may connect: each node makes a key pair at its start (`keys`) and publishes the public
+half in the registry of the nodes. The port admits the keys of the nodes that live (`peers`, `zap`).
 """

@@ -68,7 +68,7 @@ class TunnelExits(Protocol):
 
 
 class _LinkEnd:
-    """What the port knows of one link."""
+    """The state of one link at the port."""
 
     __slots__ = ("expected", "heard_s", "key", "node", "queue", "session", "tunnel_by_id")
 

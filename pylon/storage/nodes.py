@@ -84,7 +84,7 @@ class NodeLink(Protocol):
 
     @property
     def facts(self) -> NodeFacts:
-        """What the other nodes know of this one."""
+        """The entry of this node in the registry."""
 
     @property
     def lease(self) -> NodeLease:

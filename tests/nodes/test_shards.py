@@ -110,7 +110,7 @@ class Trio:
         time.sleep(2 * HEARTBEAT_S)  # they read the registry with a heartbeat, and tell workers
 
     def problems(self) -> list[str]:
-        """What is wrong with the states that were stored until now."""
+        """Return the faults of the states that were stored until now."""
         found = []
         last: dict[str, tuple[int, int]] = {}
         for shard_id, generation, owner, tick, writer in self.sql(

@@ -1,6 +1,6 @@
 """Failures: finds the requests that the database refused, and the outcome of a lost commit.
 
-What the database refuses is undone as a whole. The request at fault is found by sending the
+A batch that the database refuses is undone as a whole. The request at fault is found by sending the
 statements again, one request at a time, behind savepoints (`find_refused`). After a lost connection
 during a COMMIT nothing is answered before the outcome is known (`settle`).
 

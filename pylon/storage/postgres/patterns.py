@@ -22,7 +22,7 @@ from typing import Final, Literal
 from pylon.query.patterns import fold, is_plain_text
 from pylon.query.predicate import Like
 
-# What a trigram index (`pylonctl schema advise`) can serve: true wherever strpos finds the pattern.
+# A condition that a trigram index (`pylonctl schema advise`) serves; true where strpos finds it.
 _INDEXED: Final = "{column} ILIKE '%' || {mark} || '%' ESCAPE ''"
 Form = Literal["strpos", "strpos lower", "ILIKE", "~"]
 _TEXT_BY_FORM: Final[dict[Form, str]] = {

@@ -34,7 +34,7 @@ _log = get_logger("store")
 
 
 class PlanSource(Protocol):
-    """What a store tells of its plans."""
+    """The plans of a store."""
 
     def select(self, entity: str, query: Query) -> SqlClause:
         """Return the SELECT of a query's rows; its text is the shape of the query.
