@@ -28,7 +28,7 @@ from pylon.query.rows import Query
 from pylon.storage.interface import Reader, Store
 from pylon.storage.related import StoredRelated
 from tests.support.database import Database
-from tests.support.hub_peer import receive_all
+from tests.support.hub_peer import arrivals
 from tests.support.remote_store import RemoteStore
 from workers.hub.connection import Connection
 from workers.hub.feed import Feed
@@ -280,7 +280,8 @@ class Replica:
 
     def listen(self) -> list[dict[str, Any]]:
         """Take the live events that have arrived, and return all messages so far."""
-        self._received += receive_all(self._socket, self.connection)
+        for data in arrivals(self._socket, self.connection):
+            self._received += data
         while len(self._received) >= 2:
             size, head = self._received[1], 2
             if size >= 126:
