@@ -260,3 +260,10 @@ def test_a_rule_for_a_path_counts_what_lies_below_it(tmp_path: Path) -> None:
         assert statuses(server, 1, "/api/manifest") == [200]
         server.clock.advance(5)
         assert statuses(server, 2, "/api/entities/Note") == [200, 429]
+
+
+def test_what_a_client_writes_before_its_address_is_not_kept(server: ApiStage) -> None:
+    for number in range(8):
+        forged = {"X-Forwarded-For": f"{'x' * 1_000}{number}, 192.0.2.1"}
+        assert statuses(server, 1, headers=forged) == [200]
+    assert list(server.services.requests.rates._keys_by_address) == ["192.0.2.1"]
