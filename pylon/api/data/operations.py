@@ -243,9 +243,10 @@ class OperationRun(Generic[Op]):
     def _write(self, portion: list[tuple[Entry[Op], RowOp]]) -> None:
         rates = self._services.requests.app_rates
         admitted = rates.admit_writes(self._auth, self._address, [op for _, op in portion])
-        ops = [op for _, op in portion[:admitted.count]]
+        portion = portion[: admitted.count]
+        ops = [op for _, op in portion]
         replies = submit_all(self._services, self._auth, self._address, ops) if ops else []
-        for (entry, _), reply in zip(portion, replies, strict=False):
+        for (entry, _), reply in zip(portion, replies, strict=True):
             if reply.error is None:
                 entry.reply = reply
                 continue
