@@ -130,7 +130,7 @@ def test_a_client_without_curve_gets_nothing(nodes: Nodes, kind: int) -> None:
 
 
 def test_a_link_with_the_key_of_another_server_comes_to_nothing(nodes: Nodes) -> None:
-    """Whoever takes the address of a node without its secret half reads nothing."""
+    """A process at the address of a node, without its secret half, reads nothing."""
     call = outcome(lambda: nodes.links.find(nodes.url, make_key_pair().public, "1").call(b"x"))
     gevent.sleep(0.3)
     assert not call.ready() and nodes.port.nodes == []

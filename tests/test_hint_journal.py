@@ -21,6 +21,7 @@ from pylon.changelog.hint_journal import (
 from pylon.changelog.hints import CursorHints
 from pylon.changelog.marks import PERIOD_S, HeadMarks, Mark, MarkReader, window_cursor
 from pylon.clock import ManualClock
+from tests.support.hint_server import die
 
 CAPACITY = 8
 WORKERS = 2
@@ -40,11 +41,6 @@ class Journal:
         return HintReader(
             self.path, WORKERS, self.clock, CursorHints(self.clock), capacity=CAPACITY
         )
-
-
-def die(writer: HintWriter) -> None:
-    """What the kernel does for a process that is killed."""
-    os.close(writer._fd)
 
 
 @pytest.fixture

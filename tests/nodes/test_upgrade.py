@@ -64,7 +64,7 @@ def newer_app() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Release:
-    """What a node runs."""
+    """The code and the manifest that a node runs."""
 
     build: Path
     app: Mapping[str, Any]

@@ -1,6 +1,6 @@
 """Claims of shards: each raises the generation, and what an older one wants to store is refused.
 
-Who may claim depends on the leases of nodes, which only a shared store has: see
+The leases of nodes decide whose claims hold, and only a shared store has them: see
 `test_postgres_leases.py`.
 """
 

@@ -28,13 +28,13 @@ CAPACITY = 64
 
 
 def die(writer: HintWriter) -> None:
-    """What the kernel does for a process that is killed."""
+    """Close the file of a writer, as the kernel does for a process that is killed."""
     os.close(writer._fd)
 
 
 @dataclass
 class Log:
-    """What the store says of its log; `Reader` and `History` in one."""
+    """The log of a store; `Reader` and `History` in one."""
 
     head: int = 0
     pruned_to: int = 0

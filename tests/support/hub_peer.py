@@ -35,7 +35,7 @@ CONTEXTS = [
 
 
 def arrivals(sock: socket.socket, connection: Connection) -> Iterator[bytes]:
-    """What has arrived at a client's end, piece by piece, the hub's loop having run."""
+    """Yield the bytes that have arrived at a client's end, the hub's loop having run."""
     while True:
         gevent.sleep(0)
         try:

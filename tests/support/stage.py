@@ -93,7 +93,7 @@ class Worker:
 def node_report(
     *others: NodeFacts, lease: str = "stage.1", until_s: float = math.inf
 ) -> NodeState:
-    """What the supervisor of the node "stage" reports."""
+    """The report of the supervisor of the node "stage"."""
     roles = ("http", "ws", "sse", "shards")
     own = NodeFacts("stage", "s", roles, "1", workers=dict.fromkeys(roles, 1))
     return NodeState(False, "stage", (own, *others), lease, until_s)

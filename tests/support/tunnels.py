@@ -89,7 +89,7 @@ class Owner:
 
 
 class Admission:
-    """What the entries need of `SubscriberAdmission`."""
+    """The part of `SubscriberAdmission` that the entries use."""
 
     def __init__(self) -> None:
         self.refusal: PylonError | None = None
