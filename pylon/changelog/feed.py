@@ -113,6 +113,10 @@ class Feed:
         head, last = reader.head_seq(), self._tail.last_seq
         void_ranges = reader.void_ranges()
         pages: list[list[ChangeEvent]] = []
+        if self._version is not None and Span(head, 0, void_ranges).is_void(last):
+            # The tail holds events of a history that the store has lost.
+            newest = reader.newest_events(limits.PULL_PAGE_EVENTS)
+            return _Unread(head, void_ranges, [newest] if newest else [], is_restart=True)
         max_pages = 0 if self._version is None else limits.PULL_PAGE_EVENTS // _PAGE_EVENTS
         while last < head and (page := reader.events_after(last, _PAGE_EVENTS)):
             if len(pages) == max_pages:
