@@ -27,7 +27,10 @@ pytestmark = pytest.mark.stores
 APP = str(Path(__file__).parent / "support" / "shards_app.py")
 
 
-ENVIRON = {"PYLON_APP": APP, "PYLON_SHARD_WORKERS": "2", "PYLON_HTTP_WORKERS": "1"}
+ENVIRON = {
+    "PYLON_APP": APP, "PYLON_SHARD_WORKERS": "2", "PYLON_HTTP_WORKERS": "1",
+    "PYLON_NODE": "one",  # where a shard lives depends on it
+}
 
 
 @pytest.fixture(scope="module")

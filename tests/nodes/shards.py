@@ -131,10 +131,13 @@ class Playing:
             except AssertionError:
                 found.append(f"shard: {player.shard_id} does not answer within {BACK_S:g} s;"
                              f" heard {player.last}")
-        saves = list(self._read_saves())
-        if {save.shard_id for save in saves} != set(SHARDS):
-            found.append(f"shard: of some nothing is stored: {len(saves)} states")
-        return [*found, *problems_of_saves(saves)]
+        try:
+            wait_until("every shard is stored", lambda: {
+                save.shard_id for save in self._read_saves()
+            } == set(SHARDS), BACK_S)
+        except AssertionError:
+            found.append(f"shard: of some nothing is stored within {BACK_S:g} s")
+        return [*found, *problems_of_saves(list(self._read_saves()))]
 
     def _read_saves(self) -> Iterator[Save]:
         """Yield the states in the order in which they were stored."""

@@ -155,6 +155,19 @@ def trio(postgres_server: PostgresServer, tmp_path_factory: Any) -> Iterator[Tri
                 node.close()
 
 
+@pytest.fixture(autouse=True)
+def _all_nodes_run(trio: Trio) -> Iterator[None]:
+    """A test that failed may have left a node ended; the next test begins with all of them."""
+    yield
+    ended = [
+        node for node in trio.nodes if node.process is None or node.process.poll() is not None
+    ]
+    for node in ended:
+        node.restart()
+    if ended:
+        trio.settle()
+
+
 def total(player: Player) -> int:
     return int(player.frame()[1]["sum"])
 
@@ -257,9 +270,9 @@ def test_a_drain_hands_shards_over_with_all_that_ticked(trio: Trio) -> None:
     ended = trio.node(victim)
     other = next(node for node in trio.nodes if node is not ended)
     held = {shard: trio.play(ended, shard) for shard in its}
+    last = {shard: total(player) for shard, player in held.items()}
     assert ended.process is not None
     ended.process.send_signal(signal.SIGTERM)
-    last = {}
     for shard, player in held.items():
         while True:
             try:
