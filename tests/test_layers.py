@@ -36,7 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.manifest_loader", "pylon.catalogue"),
     # The interface of a store.
     (
-        "pylon.storage", "pylon.storage.events", "pylon.storage.ops", "pylon.storage.records",
+        "pylon.storage", "pylon.storage.auth_tables", "pylon.storage.auth_ops",
+        "pylon.storage.events", "pylon.storage.ops", "pylon.storage.records",
         "pylon.storage.interface",
         "pylon.storage.schemas", "pylon.storage.backups", "pylon.storage.backend",
         "pylon.storage.related", "pylon.storage.transfer", "pylon.storage.nodes",

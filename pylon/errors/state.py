@@ -144,6 +144,28 @@ class ActionMissingInput(PylonError):
     status = 400
 
 
+class RecordExists(PylonError):
+    """A record of sign-in was to be made, and there is one with its key already. The error names
+    the table. Clients see the error of the route in its place.
+
+    Remedy: none is necessary; the route reads again and decides anew.
+    """
+
+    code = "RECORD_EXISTS"
+    status = 409
+
+
+class RecordConflict(PylonError):
+    """Records of sign-in are no longer as the route has read them: another request has used up the
+    token, or changed the account. Clients see the error of the route in its place.
+
+    Remedy: none is necessary; the route reads again and decides anew.
+    """
+
+    code = "RECORD_CONFLICT"
+    status = 409
+
+
 class ResyncRequired(PylonError):
     """The cursor points outside the retained change log, or at history that a restore has replaced;
     oldest_seq says where the log begins.

@@ -18,6 +18,8 @@ from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
 from pylon.query.predicate import TRUE, Predicate, Scalar
 from pylon.query.rows import Query
+from pylon.storage.auth_ops import Condition
+from pylon.storage.auth_tables import Value
 from pylon.storage.events import ChangeEvent
 from pylon.storage.ops import WriteRequest
 from pylon.storage.records import (
@@ -147,6 +149,19 @@ class Reader(Protocol):
 
     def session(self, session_id: str) -> SessionRow | None:
         """The session, expired or not, or None."""
+
+    def records(
+        self, table: str, where: Sequence[Condition], order: Sequence[str] = (), limit: int = 100
+    ) -> list[dict[str, Value]]:
+        """The first `limit` records of an auth table that fulfil all conditions, each with all
+        columns (`pylon.storage.auth_tables`).
+
+        Args:
+            order: columns; "-created_at" for descending. Nulls are the smallest. Empty: by key.
+        """
+
+    def count_records(self, table: str, where: Sequence[Condition]) -> int:
+        """How many records of an auth table fulfil all conditions."""
 
     def document(
         self, entity: str, row_id: str, where: Predicate | None = None

@@ -17,6 +17,14 @@ import msgspec
 
 from pylon.auth_context import AuthContext
 from pylon.errors.wire import WireError
+from pylon.storage.auth_ops import (
+    CheckRecords,
+    DropRecords,
+    EndSessions,
+    PutRecord,
+    SetRecords,
+    TakeRates,
+)
 
 
 class OpKey(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -68,7 +76,27 @@ class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete", gc=F
     if_match: int | tuple[int, ...] | None = None
 
 
+class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"):
+    """Store a session under the hash of its token (hex)."""
+
+    session_id: str
+    user_id: str
+    is_guest: bool
+    created_at_s: int
+    expires_at_s: int  # 0: never
+    device: str
+    tenant_id: str | None = None
+
+
+class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_session"):
+    session_id: str
+
+
 RowOp = InsertRow | UpdateRow | DeleteRow
+TransactOp = (
+    RowOp | PutSession | DropSession | PutRecord | SetRecords | DropRecords | CheckRecords
+    | EndSessions | TakeRates
+)
 
 
 class Transact(msgspec.Struct, frozen=True, array_like=True, tag="transact", gc=False):
@@ -78,7 +106,7 @@ class Transact(msgspec.Struct, frozen=True, array_like=True, tag="transact", gc=
     if one did, nothing was changed and the reply itself has no error.
     """
 
-    ops: list[RowOp]
+    ops: Sequence[TransactOp]
     key: OpKey | None = None
 
 
@@ -97,22 +125,6 @@ class PushDocument(msgspec.Struct, frozen=True, array_like=True, tag="push_docum
     row_id: str
     update: bytes  # as Loro exports it
     auth: AuthContext
-
-
-class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"):
-    """Store a session under the hash of its token (hex)."""
-
-    session_id: str
-    user_id: str
-    is_guest: bool
-    created_at_s: int
-    expires_at_s: int  # 0: never
-    device: str
-    tenant_id: str | None = None
-
-
-class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_session"):
-    session_id: str
 
 
 class ClaimShard(msgspec.Struct, frozen=True, array_like=True, tag="claim_shard"):
@@ -168,6 +180,7 @@ class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | ResetRows | OpenDocument | PushDocument
     | PutSession | DropSession | ClaimShard | PutShard | MoveShard | DropShard | ReleaseShard
+    | PutRecord | SetRecords | DropRecords | CheckRecords | EndSessions | TakeRates
 )
 
 

@@ -98,7 +98,7 @@ class Transaction:
             return
         writes = [entry.write for entry in entries if entry.write is not None]
         reply = transact(
-            services, auth, lambda: address_of(req, services.requests), Transact(writes, key)
+            services, auth, lambda: address_of(req, services.requests), writes, key
         )
         _note_replies(entries, reply)
         results = reply.results or []

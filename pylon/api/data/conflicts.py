@@ -44,6 +44,7 @@ from pylon.rates import (
 )
 from pylon.storage.ops import (
     InsertRow,
+    OpKey,
     PushDocument,
     RowOp,
     Transact,
@@ -109,7 +110,8 @@ def submit_all(
 
 
 def transact(
-    services: DataServices, auth: AuthContext, address: Address, op: Transact
+    services: DataServices, auth: AuthContext, address: Address, ops: Sequence[RowOp],
+    key: OpKey | None,
 ) -> WriteReply:
     """Execute a transaction; the results of a failed one end with the step that failed.
 
@@ -117,17 +119,17 @@ def transact(
         RateLimited: as `submit`; nothing was written.
         PylonError: the writer was not reached.
     """
-    services.requests.app_rates.require_writes(auth, address, op.ops)
-    _refuse_spent(services, auth, address, op.ops)
-    reply = services.writer.submit(op)
+    services.requests.app_rates.require_writes(auth, address, ops)
+    _refuse_spent(services, auth, address, ops)
+    reply = services.writer.submit(Transact(ops, key))
     results = reply.results or []
     if not results or results[-1].error is None or auth.is_admin:
         return reply
-    tried = sum(_can_reveal(services, step) for step in op.ops[: len(results) - 1])
+    tried = sum(_can_reveal(services, step) for step in ops[: len(results) - 1])
     if tried and not services.app.config.dev_mode:
         metrics.HIDDEN_CONFLICTS.labels("undone").inc(tried)
         _spend(services, auth, address, _UNDONE, tried)
-    failed = op.ops[len(results) - 1]
+    failed = ops[len(results) - 1]
     _charge(services, auth, address, [(failed, results[-1].error.to_exception())])
     return reply
 

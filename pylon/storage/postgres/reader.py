@@ -30,8 +30,10 @@ from pylon.query.graph import GraphNode
 from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar
 from pylon.query.predicate_parts import find_closed_checks
 from pylon.query.rows import Query
+from pylon.storage.auth_ops import Condition
+from pylon.storage.auth_tables import Value
 from pylon.storage.events import ChangeEvent
-from pylon.storage.postgres import explain, system_reads
+from pylon.storage.postgres import explain, record_rows, system_reads
 from pylon.storage.postgres.aggregate import aggregates_of, value_decoder
 from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
@@ -51,7 +53,7 @@ from pylon.storage.records import (
     StoredPlace,
     StoredShard,
 )
-from pylon.storage.sql import facet_counts
+from pylon.storage.sql import facet_counts, record_sql
 from pylon.storage.sql.aggregate import aggregate_rows
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache
@@ -325,6 +327,19 @@ class PostgresReader:
             lambda row: (text_of(row[0]), int(row[1] or 0)), system_reads.SESSION_ENDS,
             (list(session_ids),),
         ))
+
+    def records(
+        self, table: str, where: Sequence[Condition], order: Sequence[str] = (), limit: int = 100
+    ) -> list[dict[str, Value]]:
+        declared = record_sql.table_of(table)
+        text, params = record_sql.select(record_rows.DIALECT, declared, where, order, limit)
+        return self._list(
+            lambda row: record_sql.decode_row(declared, row, record_rows.DECODERS), text, params
+        )
+
+    def count_records(self, table: str, where: Sequence[Condition]) -> int:
+        declared = record_sql.table_of(table)
+        return _int(self._run(*record_sql.count(record_rows.DIALECT, declared, where)))
 
     def shard(self, shard_id: str) -> StoredShard | None:
         return self._find(system_reads.shard_of, system_reads.SHARD, (shard_id,))

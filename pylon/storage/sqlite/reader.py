@@ -34,6 +34,8 @@ from pylon.query.patterns import Meter
 from pylon.query.predicate import FALSE, TRUE, Predicate, Scalar
 from pylon.query.predicate_parts import find_closed_checks
 from pylon.query.rows import Query
+from pylon.storage.auth_ops import Condition
+from pylon.storage.auth_tables import Value
 from pylon.storage.events import ChangeEvent
 from pylon.storage.interface import Reader
 from pylon.storage.records import (
@@ -51,7 +53,7 @@ from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache
 from pylon.storage.sql.graph import graph_json, is_one_statement
 from pylon.storage.sql.plan_watch import PendingQueries, PlanWatch
-from pylon.storage.sqlite import documents, log, sessions, shards
+from pylon.storage.sqlite import documents, log, records, sessions, shards
 from pylon.storage.sqlite.aggregate import AGGREGATES
 from pylon.storage.sqlite.connect import open_reader, translate
 from pylon.storage.sqlite.deadline import Deadline
@@ -337,6 +339,14 @@ class SqliteReader:
 
     def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
         return self._run.call(sessions.ends, session_ids)
+
+    def records(
+        self, table: str, where: Sequence[Condition], order: Sequence[str] = (), limit: int = 100
+    ) -> list[dict[str, Value]]:
+        return self._run.call(records.find, table, where, order, limit)
+
+    def count_records(self, table: str, where: Sequence[Condition]) -> int:
+        return self._run.call(records.count, table, where)
 
     def document(
         self, entity: str, row_id: str, where: Predicate | None = None
