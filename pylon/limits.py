@@ -65,6 +65,7 @@ SHARD_RECONNECT_TOKENS: Final = 200_000  # for each shards worker
 SHARD_KEPT_S: Final = 60.0  # a stopped shard is listed, and not created again, for this long
 CALLS_IN_FLIGHT: Final = 1_024  # for each caller, and for each port
 CALL_TIMEOUT_S: Final = 10.0
+SHARD_LIST_TIMEOUT_S: Final = 3.0  # for the answers of all shards workers to GET /api/shards
 BUS_CALLS_HWM: Final = 10_000
 SHARD_SID_CHARS: Final = 200
 SHARD_INPUT_BYTES: Final = 65_536

@@ -488,3 +488,31 @@ def test_an_input_that_is_not_utf8_harms_nobody_but_its_sender(
     before = bob.frame()[1]["sum"]
     bob.say({"by": 1})
     assert bob.until(lambda body: body["sum"] == before + 1)
+
+
+def test_the_list_names_a_worker_that_does_not_answer(server: PylonServer) -> None:
+    homes = {}
+    for number in range(6):
+        name = f"steady:listed-{number}"
+        server.request("POST", "/api/shards", {"id": name}, token=ADMIN_TOKEN)
+        homes[name] = worker_of(server, name)
+    assert set(homes.values()) == {"1", "2"}
+    frozen = server.pids("shards")[0]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        status, listed, headers = server.request("GET", "/api/shards", token=ADMIN_TOKEN)
+        missing = headers["x-pylon-missing-workers"]
+        done = server.ctl("shards", "list")
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    number = missing.rpartition("/")[2]
+    assert (status, number in ("1", "2")) == (200, True)
+    ids = {shard["id"] for shard in listed}
+    assert {name for name in homes if name in ids} == {
+        name for name, worker in homes.items() if worker != number
+    }
+    assert done.returncode == 1
+    assert f"worker {missing} does not answer" in done.stdout
+    wait_until("all answer again", lambda: "x-pylon-missing-workers" not in server.request(
+        "GET", "/api/shards", token=ADMIN_TOKEN
+    )[2])

@@ -33,7 +33,7 @@ from pylon.auth.origin import Origins, origins
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
-from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
+from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
 from pylon.limiter import RateLimiter
@@ -88,8 +88,8 @@ class ShardCommands(Protocol):
     def has_worker(self, name: str) -> bool:
         """Return whether a shard may be moved to this worker: "2", or "node/2"."""
 
-    def broadcast(self, command: DescribeAll) -> list[bytes]:
-        """Send a command to every shards worker; return a text of each."""
+    def broadcast(self, command: DescribeAll) -> ShardAnswers:
+        """Send a command to every shards worker; return the texts of those that answered."""
 
 
 class MergeChecker(Protocol):

@@ -2,8 +2,8 @@
 
 Every shards worker executes commands at its own endpoint (`pylon.bus.calls`). A command about a
 shard goes to the worker where the shard is placed (`pylon.realtime.placement`). The matchmaker runs
-in one worker, which is found like that of a shard. Answers are JSON texts, which the shards worker
-encodes.
+in one worker, which is found like that of a shard. `broadcast` asks every worker, and names those
+that do not answer. Answers are JSON texts, which the shards worker encodes.
 
 Commands also go to other nodes, which may have another version (`pylon.cluster`): new fields stand
 at the end and have defaults, and a node refuses a command that it does not know. Called by the API
@@ -12,16 +12,18 @@ of HTTP workers, by `workers.ws` and by shards workers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import gevent
 import msgspec
 
+from pylon import limits
 from pylon.auth_context import AuthContext
 from pylon.bus.calls import Caller
 from pylon.bus.runtime import Runtime
 from pylon.clock import RandomSource
-from pylon.errors import ShardsNotAvailable
+from pylon.errors import PylonError, ShardsNotAvailable, Unavailable
 from pylon.realtime.placement import MATCHMAKER, Placement, ShardHome, elsewhere_error
 
 CHANNEL: Final = "shards"
@@ -118,6 +120,14 @@ class RemoteCalls(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class ShardAnswers:
+    """The answers of all shards workers to one command."""
+
+    texts: list[bytes]  # one for each worker that answered
+    missing: list[str]  # the names of the others: "2", or "node/2" where nodes share a store
+
+
 class ShardsClient:
     """The client of all shards workers, one for each process. `close` it at the end."""
 
@@ -163,13 +173,39 @@ class ShardsClient:
         self._check()
         return self._placement.has_worker(name)
 
-    def broadcast(self, command: DescribeAll) -> list[bytes]:
-        """Call every worker of all nodes; return the answers. Raises: as `for_shard`."""
-        calls = [
-            gevent.spawn(self._call, home, command, "*") for home in self._placement.all_workers()
-        ]
-        gevent.joinall(calls, raise_error=True)
-        return [call.value for call in calls]
+    def broadcast(self, command: DescribeAll) -> ShardAnswers:
+        """Call every worker of all nodes. Waits `limits.SHARD_LIST_TIMEOUT_S` at the longest.
+
+        Raises:
+            ShardsNotAvailable: no node has shards workers.
+            PylonError: no worker answered; the error of the first one.
+        """
+        self._check()
+        homes = self._placement.all_workers()
+        calls = [gevent.spawn(self._call_in_time, home, command) for home in homes]
+        gevent.joinall(calls, raise_error=True)  # a PylonError is a value here
+        results = [call.value for call in calls]
+        texts = [result for result in results if not isinstance(result, PylonError)]
+        errors = [result for result in results if isinstance(result, PylonError)]
+        if errors and not texts:
+            raise errors[0]
+        return ShardAnswers(texts, [
+            home.name for home, result in zip(homes, results, strict=True)
+            if isinstance(result, PylonError)
+        ])
+
+    def _call_in_time(self, home: ShardHome, command: DescribeAll) -> bytes | PylonError:
+        """Call one worker; return its answer, or why there is none."""
+        answer: bytes | PylonError = Unavailable(
+            f"No answer from shards worker {home.name} within {limits.SHARD_LIST_TIMEOUT_S:g} s",
+            hint="Try again in a moment",
+        )
+        with gevent.Timeout(limits.SHARD_LIST_TIMEOUT_S, False):
+            try:
+                answer = self._call(home, command, "*")
+            except PylonError as ex:
+                answer = ex
+        return answer
 
     def _call(self, home: ShardHome, command: Command, shard_id: str) -> bytes:
         """Call one worker; return its answer. Raises: as `for_shard`."""

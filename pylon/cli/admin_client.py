@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import time
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from types import TracebackType
 from typing import Any, Final
 
@@ -92,7 +93,13 @@ class AdminClient:
         raise AssertionError("the last try returns or raises")
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        """Send one request and return the decoded response.
+        """Send one request and return the decoded response. Raises: as `request_with_headers`."""
+        return self.request_with_headers(method, path, body)[0]
+
+    def request_with_headers(
+        self, method: str, path: str, body: Any = None
+    ) -> tuple[Any, HTTPMessage]:
+        """Send one request and return the decoded response, and its headers.
 
         Raises:
             PylonError: the error that the server returned.
@@ -101,7 +108,7 @@ class AdminClient:
         sent = None if body is None else orjson.dumps(body)
         answer = self._call(method, path, sent, {"Content-Type": "application/json"})
         try:
-            return orjson.loads(answer.read())
+            return orjson.loads(answer.read()), answer.headers
         except (OSError, http.client.HTTPException) as ex:
             self._conn.close()
             raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex

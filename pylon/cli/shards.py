@@ -31,12 +31,19 @@ def shards() -> None:
 @json_flag
 @click.pass_context
 def list_shards(ctx: click.Context, token: str | None, dev: bool) -> None:
-    """List the shards with worker, tick and subscribers. Exit code 1 if one has failed."""
+    """List the shards with worker, tick and subscribers.
+
+    Exit code 1 if one has failed, or if a shards worker does not answer.
+    """
     with AdminClient(read_settings(dev=dev).config, token) as server:
-        found: list[dict[str, Any]] = server.request("GET", "/api/shards")
+        shards, headers = server.request_with_headers("GET", "/api/shards")
+    found: list[dict[str, Any]] = shards
+    named = headers.get("X-Pylon-Missing-Workers", "")
+    missing = named.split(", ") if named else []
     lines = [_line(shard) for shard in found]
-    result({"shards": found}, "\n".join(lines) or "no shards")
-    ctx.exit(ERROR if any("traceback" in shard for shard in found) else 0)
+    lines += [f"worker {worker} does not answer: its shards are not listed" for worker in missing]
+    result({"shards": found, "missing_workers": missing}, "\n".join(lines) or "no shards")
+    ctx.exit(ERROR if missing or any("traceback" in shard for shard in found) else 0)
 
 
 @shards.command("make")

@@ -51,6 +51,10 @@ _HEADERS: Final[dict[str, Schema]] = {
         "description": "true: an earlier request with the same key or op_ids did it",
         "schema": {"const": "true"},
     },
+    "X-Pylon-Missing-Workers": {
+        "description": "Shards workers that did not answer, separated by commas: \"b/1, b/2\"",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {
         "description": "Seconds; on errors that may pass by themselves",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},

@@ -73,7 +73,11 @@ def shard_paths() -> Paths:
         "/api/shards": {
             **operation(
                 "get", "shards", "shards", "Every shard",
-                {200: response("The shards", listed(ref("Shard")))}, raises=admin,
+                {200: response(
+                    "The shards of the workers that answered", listed(ref("Shard")),
+                    headers=("X-Pylon-Missing-Workers",),
+                )},
+                raises=admin,
                 security=ADMIN_ONLY,
             ),
             **operation(

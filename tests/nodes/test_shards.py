@@ -245,6 +245,11 @@ def test_a_frozen_node_that_wakes_saves_nothing(trio: Trio) -> None:
     held = [trio.play(frozen, shard) for shard in its]
     frozen.signal_all(signal.SIGSTOP)
     begun_s = time.monotonic()
+    status, listed, headers = other.request("GET", "/api/shards", token=ADMIN_TOKEN)
+    assert status == 200, listed
+    assert headers["x-pylon-missing-workers"] == f"{victim}/1"
+    assert {shard["id"] for shard in listed} >= set(SHARDS) - set(its)
+    assert not {shard["id"] for shard in listed} & set(its)
     until_owners(trio, lambda owners: all(
         owners.get(shard, (victim, 0))[0] != victim for shard in its
     ))

@@ -27,7 +27,7 @@ from pylon.app import build_app
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.messages import RolesReport, RoleState, Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
-from pylon.bus.shards import DescribeAll, MatchCommand, ShardCommand
+from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import PylonError
@@ -111,8 +111,8 @@ class DirectShards:
     def has_worker(self, name: str) -> bool:
         return Placement(self._store, 1).has_worker(name)
 
-    def broadcast(self, command: DescribeAll) -> list[bytes]:
-        return [self._call(command)]
+    def broadcast(self, command: DescribeAll) -> ShardAnswers:
+        return ShardAnswers([self._call(command)], [])
 
     def _call(self, command: Any) -> bytes:
         try:

@@ -152,14 +152,15 @@ class Matchmaking:
             _log.warning("match.openings", code=ex.code, message=ex.message)
             return []
         running = {
-            shard["id"]: shard for answer in answers for shard in decoded(answer)
+            shard["id"]: shard for text in answers.texts for shard in decoded(text)
             if shard["running"]
         }
         openings = []
         for shard_id, match in list(self._open.items()):
             shard = running.get(shard_id)
             if shard is None:
-                del self._open[shard_id]
+                if not answers.missing:  # else it may run in a worker that did not answer
+                    del self._open[shard_id]
             else:
                 places = match.mode.group_size - shard["seats_taken"]
                 openings.append(OpenShard(shard_id, match.mode.name, match.criteria, places))

@@ -1,5 +1,6 @@
 """Shards over HTTP (spec/realtime.md §4.4): each resource sends a command to the shards workers.
 
+The list has the shards of the workers that answered; a header names the other workers, if any.
 Only an admin may act for others: the `subscriber_id` of an input must be the caller's own user id.
 ``GET /api/shards/<id>/connect`` is an event stream. The HTTP server passes its socket to a shards
 worker without calling the app; the resource here gets the requests that no worker accepts.
@@ -24,6 +25,7 @@ from pylon.bus.shards import (
     EndShard,
     MakeShard,
     PlaceShard,
+    ShardAnswers,
     ShardCommand,
     SubmitInput,
 )
@@ -35,6 +37,9 @@ from pylon.errors import (
     Unauthorized,
     Unavailable,
 )
+
+# A header, because published clients read the answer as an array of shards.
+_MISSING_WORKERS: Final = "X-Pylon-Missing-Workers"
 
 # The members of a shard that every caller may read (spec/realtime.md §4.4).
 _PUBLIC: Final = ("id", "running", "tick", "subscribers", "input_queue")
@@ -49,12 +54,14 @@ class ShardList:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         _require_admin(self._services, req)
         try:
-            parts = self._services.shards.broadcast(DescribeAll())
+            answers = self._services.shards.broadcast(DescribeAll())
         except ShardsNotAvailable:
-            parts = []
-        shards = [shard for part in parts for shard in msgspec.json.decode(part)]
+            answers = ShardAnswers([], [])
+        shards = [shard for text in answers.texts for shard in msgspec.json.decode(text)]
         shards.sort(key=lambda shard: str(shard["id"]))
         send_text(resp, msgspec.json.encode(shards))
+        if answers.missing:
+            resp.set_header(_MISSING_WORKERS, ", ".join(sorted(answers.missing)))
 
     on_head = on_get
 
