@@ -18,6 +18,7 @@ from typing import Any, Final
 from pylon.dotenv import parse_dotenv as parse_dotenv
 from pylon.errors import SettingsRefused
 from pylon.foreign_settings import find_foreign, judge_foreign
+from pylon.provider_settings import ProviderSettings, is_provider_setting, read_providers
 from pylon.roles import ROLE_BY_NAME
 from pylon.setting_checks import refuse_unsafe as refuse_unsafe
 from pylon.settings import INTERNAL_NAMES, SETTINGS, Setting
@@ -75,6 +76,7 @@ class Config:
     cookie_domain: str | None
     cookie_secure: bool
     cookie_same_site: str
+    oauth_file: str | None
     app: str | None
     static_dir: str | None
     openapi_public: bool
@@ -90,6 +92,7 @@ class Config:
     runtime_dir: str | None
     log_format: str
     log_level: str
+    sign_in_providers: tuple[ProviderSettings, ...] = ()  # of PYLON_OAUTH_FILE and PYLON_OAUTH_*
 
     def port_of(self, role: str) -> int:
         """Return the port of a role of `pylon.roles`."""
@@ -145,7 +148,13 @@ def load(
             setting, sources, dev, problems
         )
         values[setting.field] = value
-    config = Config(**values)
+    named, origin_of_named = _provider_variables(sources)
+    providers, found = read_providers(named, values["oauth_file"], dev_mode=values["dev_mode"],
+                                      native_client_ids={})
+    problems.extend(found)
+    raw.update(named)
+    origin_by_env.update(origin_of_named)
+    config = Config(**values, sign_in_providers=providers)
     judged = list(judge_foreign(sources, dev_mode=config.dev_mode))
     loaded = Loaded(
         config, raw, origin_by_env,
@@ -182,11 +191,24 @@ def _read(
     return None if default is None else setting.parse(default), default, where
 
 
+def _provider_variables(sources: Sources) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables of sign-in providers, and their origins. The first source decides."""
+    values: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for where, source in sources:
+        for name in sorted(source):
+            if is_provider_setting(name) and name not in values:
+                values[name], origins[name] = source[name], where
+    return values, origins
+
+
 def _unknown_names(sources: Sources) -> list[str]:
     found = []
     for where, source in sources:
         for name in sorted(source):
             if not name.startswith("PYLON_") or name in _BY_ENV or name in INTERNAL_NAMES:
+                continue
+            if is_provider_setting(name):
                 continue
             if find_foreign(name) is None:
                 near = difflib.get_close_matches(name, _BY_ENV, n=1)

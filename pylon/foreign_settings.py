@@ -54,7 +54,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
             "the lifetime of a session"),
     Foreign("RUST_LOG", Effect.FEATURE, "PYLON_LOG_LEVEL is the setting here"),
     Foreign("PYLON_TRUSTED_ORIGINS", Effect.FEATURE,
-            "there is no sign-in by redirect; PYLON_CSRF_ORIGINS names who may send writes"),
+            "PYLON_CORS_ORIGIN and PYLON_CSRF_ORIGINS name the pages that sign-in may return to"),
     Foreign("PYLON_JOBS_* PYLON_WORKFLOW_*", Effect.FEATURE, "there are no background jobs"),
     Foreign("PYLON_FUNCTIONS_* PYLON_FN_*", Effect.FEATURE, "there are no functions"),
     Foreign("PYLON_FILES_* PYLON_S3_* PYLON_STACK0_*", Effect.FEATURE, "there are no uploads"),
@@ -63,7 +63,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     Foreign("PYLON_API_KEY_*", Effect.FEATURE, "there are no API keys"),
     Foreign("PYLON_EMAIL_* PYLON_TWILIO_*", Effect.FEATURE, "no mail and no SMS is sent"),
     Foreign("PYLON_TOTP_* PYLON_SSO_* PYLON_SAML_* PYLON_SCIM_* PYLON_WEBAUTHN_* PYLON_OIDC_* "
-            "PYLON_OAUTH_* PYLON_CAPTCHA_* PYLON_DISABLE_HIBP PYLON_DASHBOARD_URL",
+            "PYLON_CAPTCHA_* PYLON_DISABLE_HIBP PYLON_DASHBOARD_URL",
             Effect.FEATURE, "there is no such way to sign in"),
     Foreign("PYLON_TEST_DIR", Effect.FEATURE, "there is no test runner"),
 )

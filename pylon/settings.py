@@ -167,6 +167,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Send the session cookie over TLS only.", dev_default="false"),
     Setting("PYLON_COOKIE_SAME_SITE", "cookie_same_site", _choice("lax", "strict", "none"), "lax",
             "SameSite attribute of the session cookie; none forces Secure."),
+    Setting("PYLON_OAUTH_FILE", "oauth_file", _text, None,
+            "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
+            "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "
+            "(docs/sign-in-providers.md)."),
     Setting("PYLON_APP", "app", _text, None,
             "The app's Python file: its shards and matchmaking, e.g. game.py."),
     Setting("PYLON_STATIC_DIR", "static_dir", _text, None,

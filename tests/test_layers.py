@@ -28,8 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # Settings, and the folder of the data.
     (
         "pylon.database_url", "pylon.dotenv", "pylon.foreign_settings", "pylon.setting_values",
-        "pylon.setting_checks", "pylon.settings", "pylon.config", "pylon.data_dir",
-        "pylon.data_dir_lock",
+        "pylon.setting_checks", "pylon.settings", "pylon.provider_settings", "pylon.config",
+        "pylon.data_dir", "pylon.data_dir_lock",
     ),
     # The declarations of an app, and the queries of its rows.
     ("pylon.manifest", "pylon.values", "pylon.schema", "pylon.query", "pylon.policy"),
