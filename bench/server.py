@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ADMIN = "bench-admin-token-0123456789abcdef0123456789"
+SECRET_KEY = bytes(range(32)).hex()
 START_S = 60.0
 _PAGE_ROWS = 1_000  # PYLON_LIST_LIMIT
 MANIFEST = {
@@ -152,6 +153,8 @@ def served(
         }
         if checkout is None or (checkout / "pylon/app_rates.py").exists():  # else it refuses them
             env |= {"PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0", **settings}
+        if "DATABASE_URL" in env:
+            env.setdefault("PYLON_SECRET_KEY", SECRET_KEY)
         process = subprocess.Popen([*cli, "start"], env=env, cwd=checkout)
         server = Server(process, port, env, cli)
         try:

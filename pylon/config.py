@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,9 @@ class Config:
     admin_token: str | None
     admin_token_previous: str | None
     metrics_token: str | None
+    secret_key: bytes | None = field(repr=False)
+    secret_key_file: str | None
+    secret_key_previous: bytes | None = field(repr=False)
     manifest: str
     db_path: str
     database_url: str | None  # of PostgreSQL; None: SQLite

@@ -118,8 +118,14 @@ def data_dir_warnings(config: Config) -> list[str]:
             f"private: chmod 700 {folder}, or choose a folder of its own (PYLON_DB_PATH)"
         )
     paths = [db_path.with_name(db_path.name + suffix) for suffix in _FILES]
-    readable = [str(path) for path in paths if _mode(path) & _OTHERS_READ]
-    if readable and _is_entered_by_all(folder):
+    paths.append(folder / "secret.key")
+    if config.secret_key_file is not None:
+        paths.append(Path(config.secret_key_file).absolute())
+    readable = [
+        str(path) for path in paths
+        if _mode(path) & _OTHERS_READ and _is_entered_by_all(path.parent)
+    ]
+    if readable:
         found.append(
             f"every user of this machine may read {', '.join(readable)}: "
             f"chmod 600 {' '.join(readable)}"

@@ -47,6 +47,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
             "PYLON_ADMIN_TOKEN_PREVIOUS is set without PYLON_ADMIN_TOKEN: it is for the change to "
             "another token; set PYLON_ADMIN_TOKEN, or unset both"
         )
+    yield from _secret_key_problems(config)
     yield from _cookie_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
@@ -61,6 +62,24 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         yield f"PYLON_APP is {config.app!r}, which is not a file"
     if config.static_dir is not None:
         yield from _static_dir_problems(config, Path(config.static_dir))
+
+
+def _secret_key_problems(config: Config) -> Iterator[str]:
+    is_given = config.secret_key is not None or config.secret_key_file is not None
+    if config.secret_key is not None and config.secret_key_file is not None:
+        yield "PYLON_SECRET_KEY and PYLON_SECRET_KEY_FILE are both set: unset one of them"
+    if config.secret_key_previous is not None and not is_given:
+        yield (
+            "PYLON_SECRET_KEY_PREVIOUS is set without PYLON_SECRET_KEY: it is for the change to "
+            "another key; set PYLON_SECRET_KEY, or unset both"
+        )
+    if config.database_url is not None and not is_given:
+        yield (
+            "PYLON_SECRET_KEY is not set, and with DATABASE_URL no file of this machine can keep "
+            "the key for all nodes: set it to the output of `openssl rand -hex 32`, the same on "
+            "all nodes (data that came from SQLite keep their key: PYLON_SECRET_KEY_FILE names "
+            "its secret.key)"
+        )
 
 
 def _database_problems(config: Config) -> Iterator[str]:

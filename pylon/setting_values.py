@@ -12,6 +12,7 @@ browsers use in the header `Origin`. Called by `pylon.config`; `origin` also by
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from collections.abc import Callable
@@ -33,6 +34,9 @@ _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of R
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _HOST_CHARS: Final = 253  # of a name in DNS
+_SECRET_KEY_VALUES: Final = 8  # different bytes; random keys have 23 and more
+_SECRET_KEY_HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
+_SECRET_KEY_BASE64: Final = re.compile(r"[0-9A-Za-z+/_-]{43}=?")
 
 
 def text(raw: str) -> str:
@@ -64,6 +68,22 @@ def token(raw: str) -> str:
             "of: openssl rand -hex 32)"
         )
     return text(raw)
+
+
+def secret_key(raw: str) -> bytes:
+    """Return the 32 bytes of a secret key in hex, base64 or base64url."""
+    if _SECRET_KEY_HEX.fullmatch(raw):
+        key = bytes.fromhex(raw)
+    elif _SECRET_KEY_BASE64.fullmatch(raw):
+        key = base64.urlsafe_b64decode(raw.rstrip("=").replace("+", "-").replace("/", "_") + "=")
+    else:
+        raise ValueError(
+            "expected 32 bytes as 64 hex digits or in base64 (for example the output of: "
+            "openssl rand -hex 32)"
+        )
+    if len(set(key)) < _SECRET_KEY_VALUES:
+        raise ValueError("it repeats a few bytes: make one with openssl rand -hex 32")
+    return key
 
 
 def boolean(raw: str) -> bool:

@@ -26,6 +26,7 @@ from pylon.setting_values import (
     origins,
     region_name,
     role_names,
+    secret_key,
     token,
     url,
 )
@@ -60,6 +61,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             secret=True),
     Setting("PYLON_METRICS_TOKEN", "metrics_token", token, None,
             "Bearer token that may read /metrics and nothing else.", secret=True),
+    Setting("PYLON_SECRET_KEY", "secret_key", secret_key, None,
+            "32 random bytes, in hex or base64: the key of codes and encrypted values of sign-in. "
+            "Mandatory with DATABASE_URL, the same on all nodes; else the first start makes "
+            "secret.key beside the database.", secret=True),
+    Setting("PYLON_SECRET_KEY_FILE", "secret_key_file", _text, None,
+            "A file with the secret key, in place of PYLON_SECRET_KEY; further lines are keys "
+            "before."),
+    Setting("PYLON_SECRET_KEY_PREVIOUS", "secret_key_previous", secret_key, None,
+            "The secret key before, which opens what it has encrypted.", secret=True),
     Setting("PYLON_MANIFEST", "manifest", _text, "pylon.manifest.json",
             "The app's manifest."),
     Setting("PYLON_DB_PATH", "db_path", db_path, ".pylon/dev.db",

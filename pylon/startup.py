@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pylon.auth.cookies import cookie_name
+from pylon.auth.secret_key import probe_problem, read_keys
 from pylon.bus.runtime import refuse_unfit_runtime_dir
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems
@@ -38,6 +39,7 @@ def load_checked(loaded: Loaded) -> Manifest:
     manifest = read_manifest(loaded.config)
     for text in manifest_problems(loaded.config, manifest):
         raise StartRefused(text)
+    read_keys(loaded.config)
     return manifest
 
 
@@ -120,8 +122,15 @@ def find_problems(
 
 def _database_problems(config: Config, manifest: Manifest) -> Iterator[StartRefused]:
     try:
-        open_store(config).schema.refuse_unreachable(manifest)
+        store = open_store(config)
+        store.schema.refuse_unreachable(manifest)
         refuse_bad_seed(config, manifest)
+        keys = read_keys(config)
+        problem = None if keys is None or config.in_memory else probe_problem(
+            keys, store.key_probe(), config
+        )
+        if problem is not None:
+            yield problem
     except StartRefused as ex:
         yield ex
     except PylonError as ex:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import pylon
 from pylon import log
+from pylon.auth.secret_key import settle_keys
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
@@ -201,6 +202,8 @@ def _assemble(
     threading.excepthook = log.thread_hook(broken)
     engine = store.open_writer(manifest, rules, clock)
     stack.callback(engine.close)
+    keys, run_key = settle_keys(config, store, SystemRandom())
+    _log.info("secret_key.read", kids=list(keys.kids))
     _carry_hints(previous_run, store, manifest, runtime)
     stack.callback(save_hints, db_path, runtime, boot_id, clock)
     source = store.changes(clock, SystemRandom(), config.database_poll_s)
@@ -258,7 +261,7 @@ def _assemble(
     wanted = {role: config.workers_of(role) for role in listeners.by_role}
     children = Children(
         template, wanted, listeners, runtime,
-        _child_environ(loaded, environ, store, listeners.ports),
+        _child_environ(loaded, environ, store, listeners.ports, run_key),
         heartbeats, clock, SystemRandom(),
     )
     children.on_ended = rooms.worker_ended
@@ -356,14 +359,20 @@ def _plant_seed(path: Path, store: Backend, manifest: Manifest, runtime: Runtime
 
 
 def _child_environ(
-    loaded: Loaded, environ: Mapping[str, str], store: Backend, ports: Mapping[str, int]
+    loaded: Loaded, environ: Mapping[str, str], store: Backend, ports: Mapping[str, int],
+    run_key: str | None,
 ) -> dict[str, str]:
     """Our environment with every setting resolved, so that a child reads exactly ours.
 
     Children tell clients the ports; those of systemd's sockets win over the settings.
+
+    Args:
+        run_key: the secret key of this run, where no setting and no file has one.
     """
     out = {name: value for name, value in environ.items() if not name.startswith("PYLON_")}
     out.update({name: value for name, value in loaded.raw.items() if value is not None})
     out.update(store.worker_settings())
+    if run_key is not None:
+        out["PYLON_SECRET_KEY"] = run_key
     out.update({ROLE_BY_NAME[role].port_setting: str(port) for role, port in ports.items()})
     return out

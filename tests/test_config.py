@@ -15,6 +15,7 @@ from pylon.roles import ROLE_NAMES
 from pylon.setting_checks import unsafe_settings
 
 GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "x" * 40}
+DATABASE = {"DATABASE_URL": "postgres://db/app", "PYLON_SECRET_KEY": bytes(range(32)).hex()}
 
 
 def test_the_table_and_the_config_have_the_same_fields() -> None:
@@ -292,7 +293,7 @@ def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
 
 
 def test_settings_of_a_database_and_of_nodes_need_one() -> None:
-    good = {**GOOD, "DATABASE_URL": "postgres://db/app"}
+    good = {**GOOD, **DATABASE}
     assert not list(unsafe_settings(config.load({**good, "PYLON_ROLES": "ws"}).config))
     for env in (
         {"PYLON_ROLES": "ws,sse"}, {"PYLON_DATABASE_DIRECT_URL": "postgres://db/app"},
@@ -310,7 +311,7 @@ def test_settings_of_a_database_and_of_nodes_need_one() -> None:
     ({"PYLON_CLUSTER_URL": "tcp://[fd00::1]:65535", "PYLON_SHARD_WORKERS": "2"}, "a lower port"),
 ])
 def test_cluster_ports_are_nobody_elses(env: dict[str, str], words: str) -> None:
-    good = {**GOOD, "DATABASE_URL": "postgres://db/app"}
+    good = {**GOOD, **DATABASE}
     (line,) = unsafe_settings(config.load({**good, **env}).config)
     assert line.startswith("PYLON_CLUSTER_URL is tcp://") and words in line
     fine = config.load({**good, **env, "PYLON_ROLES": "http"}).config

@@ -104,6 +104,17 @@ class CsrfRejected(PylonError):
     status = 403
 
 
+class SealBroken(PylonError):
+    """A value that the server keeps encrypted does not open: its secret key is not here, or the
+    value was changed in the database.
+
+    Remedy: an operator sets PYLON_SECRET_KEY_PREVIOUS to the secret key before.
+    """
+
+    code = "SEAL_BROKEN"
+    status = 500
+
+
 class ResetRefused(PylonError):
     """The test reset is open only in dev mode, for an in-memory database, from this machine.
 

@@ -204,6 +204,22 @@ class Backend(Protocol):
             StoreUnavailable
         """
 
+    def key_probe(self) -> str | None:
+        """The probe of the secret key (`pylon.auth.keys`) that the database has; None: it has
+        none, or is not there.
+
+        Raises:
+            StoreUnavailable
+        """
+
+    def put_key_probe(self, probe: str, before: str | None) -> str | None:
+        """Replace the probe `before` (None: there was none), unless another node has done so. The
+        probe that the database has then. Only once the writer has been opened.
+
+        Raises:
+            StoreUnavailable
+        """
+
     def sync(self) -> None:
         """Have the disk keep everything that was written: the last step of an orderly end.
 

@@ -97,7 +97,7 @@ _OWN_FACTS: Final = frozenset({
     "boot_id", "clean", "durability", "history_id", "history_rows", "indexes", "schema_format",
 })
 _MOVED_PREFIXES: Final = ("constraints:", "document_rules:")
-_MOVED_FACTS: Final = ("lineage", "references")
+_MOVED_FACTS: Final = ("lineage", "references", "key_probe")
 
 
 def is_moved_fact(key: str) -> bool:

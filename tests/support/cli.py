@@ -35,6 +35,8 @@ def make_ctl(folder: Path) -> Ctl:
             k: v for k, v in os.environ.items()
             if not k.startswith("PYLON_") and k != "DATABASE_URL"
         }
+        if "DATABASE_URL" in {**store, **env}:  # where a start demands a key
+            clean["PYLON_SECRET_KEY"] = stores.SECRET_KEY
         return subprocess.run(
             [sys.executable, "-m", "pylon.cli.main", *args], input=stdin, cwd=folder,
             env={**clean, "PYLON_PORT": port, "PYLON_BIND": "127.0.0.1", **GOOD, **store, **env},

@@ -59,6 +59,8 @@ class PylonServer:
             k: v for k, v in os.environ.items()
             if not k.startswith("PYLON_") and k != "DATABASE_URL"
         }
+        if "DATABASE_URL" in self.env:  # where a start demands a key
+            clean["PYLON_SECRET_KEY"] = stores.SECRET_KEY
         return {**clean, **self.env}
 
     def ctl(self, *args: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,7 @@ which stores it used, what it left out, and why.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -108,6 +109,9 @@ def wanted_version(found: dict[int, Path]) -> int | None:
     return min(found, default=None)
 
 
+SECRET_KEY = hashlib.sha256(b"the secret key of tests").hexdigest()
+
+
 @dataclass(slots=True)
 class TestStore:
     """The store of the tests that run: makes databases, and removes them."""
@@ -127,6 +131,7 @@ class TestStore:
             if path not in self.made:
                 self.made[path] = make_schema(self.url)
             found["DATABASE_URL"] = self.made[path]
+            found["PYLON_SECRET_KEY"] = SECRET_KEY
         return found
 
     def drop_since(self, count: int) -> None:

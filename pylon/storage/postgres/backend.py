@@ -9,7 +9,7 @@ pipe. Made by `pylon.storage.factory`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.nodes import NodeFacts, NodeLink
 from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session, translate
+from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.public_rows import public_store
 from pylon.storage.schemas import SchemaManager
 from pylon.storage.transfer import TransferManager
@@ -188,6 +189,29 @@ class PostgresBackend:
         except psycopg.Error as error:
             raise translate(error) from error
         return [facts.name for facts in registry.read_others(found)]
+
+    def key_probe(self) -> str | None:
+        """See `Backend`."""
+        with self._plain_session() as session:
+            probe: str | None = _load("key_probe").read_probe(session)
+            return probe
+
+    def put_key_probe(self, probe: str, before: str | None) -> str | None:
+        """See `Backend`."""
+        with self._plain_session() as session:
+            stored: str | None = _load("key_probe").replace_probe(session, probe, before)
+            return stored
+
+    @contextmanager
+    def _plain_session(self) -> Iterator[BlockingSession]:
+        """Open a session for the block, and convert the errors of psycopg."""
+        try:
+            with closing(
+                open_session(self.direct_url, "plain", self.application, SystemClock())
+            ) as session:
+                yield session
+        except psycopg.Error as error:
+            raise translate(error) from error
 
     def sync(self) -> None:
         """See `Backend`. The server keeps what it has acknowledged."""

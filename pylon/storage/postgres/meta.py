@@ -5,7 +5,7 @@ Keys: `lineage` (made with the database, kept by its backups), `schema_format`, 
 `pylon.storage.postgres.schema.backfill`), `search:<Entity>` (see
 `pylon.storage.postgres.schema.search`), `references` (see `pylon.manifest.references`),
 `constraints:<Entity>` (see `pylon.storage.core.broken_rows`), `document_rules:<Entity>`
-(see `pylon.storage.core.stored_documents`).
+(see `pylon.storage.core.stored_documents`), `key_probe` (see `key_probe`).
 """
 
 from __future__ import annotations

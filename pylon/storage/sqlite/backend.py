@@ -32,6 +32,7 @@ from pylon.storage.nodes import NodeFacts
 from pylon.storage.public_rows import public_store
 from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.bare_reads import SqliteBareReads
+from pylon.storage.sqlite.key_probe import read_probe, replace_probe
 from pylon.storage.sqlite.reader import SqliteReader
 from pylon.storage.sqlite.schema.manager import SqliteSchema
 from pylon.storage.sqlite.transfer.manager import SqliteTransfer
@@ -126,6 +127,14 @@ class SqliteBackend:
     def running_nodes(self) -> list[str]:
         """See `Backend`."""
         return []
+
+    def key_probe(self) -> str | None:
+        """See `Backend`."""
+        return read_probe(self.data_path) if self.data_path.is_file() else None
+
+    def put_key_probe(self, probe: str, before: str | None) -> str | None:
+        """See `Backend`."""
+        return replace_probe(self.data_path, probe, before)
 
     def sync(self) -> None:
         """See `Backend`."""

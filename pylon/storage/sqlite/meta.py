@@ -7,7 +7,7 @@ and `indexes` (see `pylon.storage.sqlite.schema.history`), `shape:<Entity>` (see
 `instants:<Entity>` (see `instants`), `constraints:<Entity>` (see
 `pylon.storage.sqlite.schema.broken_rows`), `document_rules:<Entity>` (see
 `pylon.storage.core.stored_documents`), `shard_generation` (see `shards`), `boot_id`, `clean` and
-`durability` of the newest run (see `epochs`).
+`durability` of the newest run (see `epochs`), `key_probe` (see `key_probe`).
 """
 
 from __future__ import annotations
