@@ -80,6 +80,7 @@ class Config:
     cookie_secure: bool
     cookie_same_site: str
     oauth_file: str | None
+    pwned_file: str | None
     app: str | None
     static_dir: str | None
     openapi_public: bool

@@ -77,6 +77,9 @@ TRACEBACK_CHARS: Final = 16_384  # of a failed simulation
 MATCH_CRITERIA_BYTES: Final = 4_096  # as JSON
 MATCH_TICKETS: Final = 100_000  # players who wait for a match
 MATCH_GROUP: Final = 1_000  # players of one match
+EMAIL_BYTES: Final = 254  # of an e-mail address (RFC 5321)
+PASSWORD_BYTES: Final = 1_024  # UTF-8
+NAME_CHARS: Final = 100  # of a user, an organisation, an API key or a device
 ROW_ID_CHARS: Final = 200  # id of an imported row; ids of Pylon have 40
 IMPORT_ERRORS: Final = 20  # reported in full; further errors are counted
 

@@ -181,6 +181,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "
             "(docs/sign-in-providers.md)."),
+    Setting("PYLON_PWNED_FILE", "pwned_file", _text, None,
+            "A sorted file of SHA-1 hashes of stolen passwords, for example that of Have I Been "
+            "Pwned ordered by hash; a new password that is in it is refused."),
     Setting("PYLON_APP", "app", _text, None,
             "The app's Python file: its shards and matchmaking, e.g. game.py."),
     Setting("PYLON_STATIC_DIR", "static_dir", _text, None,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pylon.auth.cookies import cookie_name
 from pylon.auth.secret_key import probe_problem, read_keys
+from pylon.auth.password_rules import password_rules
 from pylon.bus.runtime import refuse_unfit_runtime_dir
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems
@@ -40,6 +41,7 @@ def load_checked(loaded: Loaded) -> Manifest:
     for text in manifest_problems(loaded.config, manifest):
         raise StartRefused(text)
     read_keys(loaded.config)
+    password_rules(loaded.config, manifest)
     return manifest
 
 
@@ -104,6 +106,10 @@ def find_problems(
     else:
         for text in manifest_problems(config, manifest):
             yield StartRefused(text)
+        try:
+            password_rules(config, manifest)
+        except StartRefused as ex:
+            yield ex
     if config.app is None or Path(config.app).is_file():  # else `unsafe_settings` reports it
         try:
             try_app_module(config)

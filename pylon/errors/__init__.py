@@ -122,6 +122,13 @@ from pylon.errors.shards import (
     SubscribeFailed,
     SubscribeRefused,
 )
+from pylon.errors.sign_in import (
+    InvalidEmail,
+    InvalidName,
+    PasswordTooLong,
+    PwnedPassword,
+    WeakPassword,
+)
 from pylon.errors.state import (
     ActionMissingInput,
     ActionNotFound,
@@ -169,10 +176,12 @@ __all__ = [
     "InvalidApiKey",
     "InvalidColumn",
     "InvalidData",
+    "InvalidEmail",
     "InvalidHex",
     "InvalidId",
     "InvalidJson",
     "InvalidJwt",
+    "InvalidName",
     "InvalidQuery",
     "InvalidRequest",
     "InvalidValue",
@@ -204,11 +213,13 @@ __all__ = [
     "OauthTokenExchangeFailed",
     "OptimisticIdConflict",
     "OutcomeUnknown",
+    "PasswordTooLong",
     "PayloadTooLarge",
     "PolicyDenied",
     "PreconditionFailed",
     "ProviderNotConfigured",
     "ProviderNotFound",
+    "PwnedPassword",
     "PylonError",
     "QueryTimeout",
     "RateLimited",
@@ -247,6 +258,7 @@ __all__ = [
     "UnknownParameter",
     "UntrustedRedirect",
     "ValueTooLongToIndex",
+    "WeakPassword",
     "WriteQueueFull",
     "WriterUnavailable",
 ]

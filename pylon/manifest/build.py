@@ -190,6 +190,7 @@ def _policy(raw: dict[str, Any]) -> Policy:
 
 def _auth(raw: dict[str, Any]) -> AuthConfig:
     user, session = raw.get("user") or {}, raw.get("session") or {}
+    password = raw.get("password") or {}
     expires_in_s = session.get("expires_in")
     default = AuthConfig()
     return AuthConfig(
@@ -199,4 +200,5 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         admin_field=user.get("admin_field") or None,
         session_expires_in_s=default.session_expires_in_s if expires_in_s is None else expires_in_s,
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
+        password_min_chars=password.get("min_length") or default.password_min_chars,
     )

@@ -77,6 +77,7 @@ _LIFE_S = Scalar(
     int, "a whole number of seconds from 0 to 3153600000 (100 years)", minimum=0,
     maximum=3_153_600_000,
 )
+_MIN_LENGTH = Scalar(int, "a whole number from 8 to 128", minimum=8, maximum=128)
 REFERENCES: Final = words("check", "none")
 
 # Of the type of a field or an input: the values of an enum, and constraints.
@@ -132,6 +133,7 @@ AUTH: Final = Object(
             {}, {"entity": STRING, "expose": STRINGS, "hide": STRINGS, "admin_field": STRING}
         ),
         "session": Object({}, {"expires_in": _LIFE_S}, {"cookie_cache": ""}),
+        "password": Object({}, {"min_length": _MIN_LENGTH}),
         "trusted_origins": STRINGS,
     },
     {"org": "there are no organisations", "org_roles": "there are no organisations"},

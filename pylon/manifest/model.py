@@ -281,6 +281,7 @@ class AuthConfig:
     session_expires_in_s: int = 2_592_000  # 0: never
     admin_field: str | None = None  # of a user; only administrators write it
     trusted_origins: tuple[str, ...] = ()
+    password_min_chars: int = 10  # code points
 
 
 @dataclass(frozen=True)

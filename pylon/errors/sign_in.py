@@ -1,0 +1,59 @@
+"""Errors of what people type when they sign up or sign in: addresses, passwords, names.
+
+Part of the one error tree; see `pylon.errors`."""
+
+from __future__ import annotations
+
+from pylon.errors.base import PylonError
+
+
+class InvalidEmail(PylonError):
+    """The e-mail address is not one that mail can be sent to. The message says what is wrong.
+
+    Remedy: send one address such as name@example.com, without a display name, quotes or spaces.
+    """
+
+    code = "INVALID_EMAIL"
+    status = 400
+
+
+class WeakPassword(PylonError):
+    """The new password is too short, is among the commonest ones, or is made of the app's name or
+    of the e-mail address. The message says which.
+
+    Remedy: use a longer password, for example of four random words. `auth.password.min_length` in
+    the manifest sets the least length.
+    """
+
+    code = "WEAK_PASSWORD"
+    status = 400
+
+
+class PasswordTooLong(PylonError):
+    """The new password has more than 1,024 bytes in UTF-8.
+
+    Remedy: use a shorter one.
+    """
+
+    code = "PASSWORD_TOO_LONG"
+    status = 400
+
+
+class PwnedPassword(PylonError):
+    """The new password is in a list of passwords that were stolen elsewhere.
+
+    Remedy: use another password; change it wherever else it is used.
+    """
+
+    code = "PWNED_PASSWORD"
+    status = 400
+
+
+class InvalidName(PylonError):
+    """A name for people to read is empty, longer than 100 characters, or has a control character.
+
+    Remedy: send a name of 1 to 100 characters without line breaks.
+    """
+
+    code = "INVALID_NAME"
+    status = 400
