@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pylon.auth.cookies import cookie_name
-from pylon.auth.secret_key import probe_problem, read_keys
 from pylon.auth.password_rules import password_rules
+from pylon.auth.secret_key import probe_problem, read_keys
 from pylon.bus.runtime import refuse_unfit_runtime_dir
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems
