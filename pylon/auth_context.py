@@ -1,8 +1,8 @@
 """The auth context: the facts about a caller that policies use (spec/http.md §3.11.1, §4).
 
 Two callers with equal contexts may read the same rows, so the hub groups its connections by
-context. The session is part of `Caller` and not of the context. Called by `pylon.auth`, policies
-and writes.
+context. The session is part of `Caller` and not of the context. What an API key may do is part of
+it: `pylon.key_scopes` checks it before policies judge. Called by `pylon.auth`, policies and writes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,20 @@ ADMIN_USER_ID = "__admin__"
 
 
 class AuthContext(msgspec.Struct, frozen=True, array_like=True):
-    """The facts about a caller that a policy may use."""
+    """The facts about a caller that a policy may use.
+
+    `api_key_scopes` are the scopes of its API key; None: all, or it has no key. A `readonly` caller
+    changes nothing.
+    """
 
     user_id: str | None = None
     is_admin: bool = False
     is_guest: bool = False
     tenant_id: str | None = None
     roles: tuple[str, ...] = ()
+    api_key_id: str | None = None
+    api_key_scopes: str | None = None
+    readonly: bool = False
 
     @property
     def identity(self) -> str:
@@ -40,6 +47,11 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
             out["is_guest"] = True
         if self.tenant_id is not None:
             out["tenant_id"] = self.tenant_id
+        if self.api_key_id is not None:
+            out["api_key_id"] = self.api_key_id
+            out["api_key_scopes"] = self.api_key_scopes
+        if self.readonly:
+            out["readonly"] = True
         return out
 
 

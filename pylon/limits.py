@@ -331,3 +331,5 @@ SESSIONS_COUNT_S: Final = 60.0
 APP_RATES: Final = 4  # of the manifest's `rateLimits` that count one thing
 GUEST_UNUSED_S: Final = 86_400  # the life of a guest whose token was never presented
 USED_GUESTS: Final = 10_000  # unreported at once, in each worker and in the supervisor
+KEY_SCOPES_CHARS: Final = 4_000  # all scopes of an API key
+KEY_SCOPE_CHARS: Final = 300  # a scope that a request needs; only `*` includes longer ones

@@ -144,7 +144,7 @@ def test_a_scope_that_changes_holds_for_later_changes_only() -> None:
     hub = ws_hub()
     peer = Peer(hub, ANONYMOUS)
     hub.join(peer.connection)
-    feature = StreamScope(hub, RULES, APP)
+    feature = StreamScope(hub, hub.change_scope, RULES, APP)
     hub.transport.on_text = Conversation(hub, (feature,), NO_RATES).on_text
     images = (None, (None, True))
     hub.publish([Change(event_of(1, "Public", *images))])

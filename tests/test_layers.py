@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.errors", "pylon.limits", "pylon.clock", "pylon.ids", "pylon.log", "pylon.metrics",
         "pylon.json_text", "pylon.auth_context", "pylon.disk_errors", "pylon.roles",
         "pylon.runtime", "pylon.private_folders", "pylon.admission", "pylon.round_robin",
-        "pylon.control", "pylon.body_types",
+        "pylon.control", "pylon.body_types", "pylon.key_scopes",
     ),
     # Settings, and the folder of the data.
     (

@@ -63,7 +63,9 @@ class Room:
         self.hub = Hub(BY_ENTITY, transport, ManualClock())
         self.first = Recorder("a", "b")
         self.second = Recorder("c")
-        self.conversation = Conversation(self.hub, (self.first, self.second), rates)
+        self.conversation = Conversation(
+            self.hub, (self.first, self.second), rates, dict.fromkeys("abc")
+        )
         transport.on_text = self.conversation.on_text
 
     def peer(self) -> Peer:

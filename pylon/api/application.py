@@ -6,7 +6,7 @@ as the client sent it (`routing`) and decodes the segments one by one. HEAD is l
 the body. A known path with another method is 405 with Allow, an unknown path 404. The middleware
 answers OPTIONS for any path.
 
-A new route is one line in `_routes`.
+A new route is one line in `_routes`, with what an API key needs for each of its methods.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from pylon.api.data import (
     search,
 )
 from pylon.api.http import responses
+from pylon.api.http import route_access as access
 from pylon.api.http.middleware import RequestMiddleware
+from pylon.api.http.route_access import Methods, RouteAccess
 from pylon.api.http.routing import SINK, EncodedSlashes
 from pylon.api.http.static_files import PREFIX, StaticFiles
 from pylon.api.identity import sessions
@@ -43,16 +45,18 @@ from pylon.errors import PylonError
 def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     """Build the WSGI app. It serves once its services are connected."""
     router = CompiledRouter()
-    app = falcon.App(middleware=[RequestMiddleware(services.requests)], router=router)
+    declared = RouteAccess(services.requests)
+    app = falcon.App(middleware=[RequestMiddleware(services.requests, declared)], router=router)
     # Bodies are JSON whatever their content type says, and never form data (spec/http.md §3.0).
     app.req_options.auto_parse_form_urlencoded = False
     app.req_options.keep_blank_qs_values = True
     app.add_error_handler(Exception, responses.on_defect)
     app.add_error_handler(falcon.HTTPError, responses.on_falcon_error)
     app.add_error_handler(PylonError, responses.on_pylon_error)
-    for path, resource in _routes(services):
+    for path, resource, allowed in _routes(services):
+        declared.declare(path, resource, allowed)
         app.add_route(path, resource)
-    app.add_sink(EncodedSlashes(router), SINK)
+    app.add_sink(EncodedSlashes(router, declared), SINK)
     app.add_sink(documents.bad_path, f"{documents.PREFIX}(/|$)")
     static_dir = services.requests.app.config.static_dir
     if static_dir is not None:
@@ -60,62 +64,110 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     return app
 
 
-def _routes(services: Services) -> list[tuple[str, object]]:
-    """Return the resource of each path, in falcon's notation."""
+def _routes(services: Services) -> list[tuple[str, object, Methods]]:
+    """Return the resource of each path, in falcon's notation, and who may call its methods."""
     data, sync, realtime = services.data, services.sync, services.realtime
     identity, admin = services.identity, services.admin
     return [
-        ("/health", system.Health(admin)),
-        ("/livez", system.Livez()),
-        ("/readyz", system.Readyz(admin)),
-        ("/metrics", system.Metrics(admin)),
-        ("/api/manifest", system.ManifestDocument(admin)),
-        ("/api/openapi.json", openapi.OpenApi(admin)),
-        ("/api/client-config", system.ClientConfig(admin)),
-        ("/api/auth/guest", sessions.Guest(identity)),
-        ("/api/auth/anonymous", sessions.Anonymous(identity)),
-        ("/api/auth/me", sessions.Me(identity)),
-        ("/api/auth/session", sessions.Session(identity)),
-        ("/api/auth/refresh", sessions.Refresh(identity)),
-        ("/api/auth/providers", sessions.Providers()),
-        ("/api/entities/{entity}", entities.EntityList(data)),
-        ("/api/entities/{entity}/cursor", entities.EntityPage(data)),
-        ("/api/entities/{entity}/{row_id}", entities.EntityRow(data)),
-        ("/api/query", graph.GraphQuery(data)),
-        ("/api/query/{entity}", query.EntityQuery(data)),
-        ("/api/aggregate/{entity}", aggregate.EntityAggregate(data)),
-        ("/api/search/{entity}", search.EntitySearch(data)),
-        ("/api/lookup/{entity}/{field}/{value:path}", query.Lookup(data)),
-        ("/api/batch", batch.Batch(data)),
-        ("/api/transact", batch.Transaction(data)),
-        ("/api/link", link.Link(data)),
-        ("/api/unlink", link.Unlink(data)),
-        ("/api/actions/{name}", actions.Action(data)),
-        ("/api/export", export.Export(data)),
-        ("/api/export/{entity}", export.Export(data)),
-        ("/api/import", import_.Import(data)),
+        ("/health", system.Health(admin), {"GET": access.OPEN}),
+        ("/livez", system.Livez(), {"GET": access.OPEN}),
+        ("/readyz", system.Readyz(admin), {"GET": access.OPEN}),
+        ("/metrics", system.Metrics(admin), {"GET": access.OPEN}),
+        ("/api/manifest", system.ManifestDocument(admin), {"GET": access.OPEN}),
+        ("/api/openapi.json", openapi.OpenApi(admin), {"GET": access.OPEN}),
+        ("/api/client-config", system.ClientConfig(admin), {"GET": access.OPEN}),
+        ("/api/auth/guest", sessions.Guest(identity), {"POST": access.SESSION_WRITE}),
+        ("/api/auth/anonymous", sessions.Anonymous(identity), {"POST": access.SESSION_WRITE}),
+        ("/api/auth/me", sessions.Me(identity), {"GET": access.OPEN}),
         (
-            f"{documents.PREFIX}/{{entity}}/{{row_id}}",
-            documents.DocumentPush(data, sync),
+            "/api/auth/session", sessions.Session(identity),
+            {
+                "GET": access.SESSION_READ, "POST": access.SESSION_WRITE,
+                "DELETE": access.SESSION_WRITE,
+            },
         ),
-        ("/api/sync/pull", pull.Pull(data, sync)),
-        ("/api/sync/push", push.Push(data)),
-        ("/api/rooms", rooms.RoomList(realtime)),
-        ("/api/rooms/join", rooms.join(realtime)),
-        ("/api/rooms/leave", rooms.leave(realtime)),
-        ("/api/rooms/presence", rooms.set_presence(realtime)),
-        ("/api/rooms/broadcast", rooms.broadcast(realtime)),
-        ("/api/rooms/{room:path}", rooms.Room(realtime)),
-        ("/api/pubsub/publish", pubsub.ChannelPublish(realtime)),
-        ("/api/pubsub/channels", pubsub.ChannelList(realtime)),
-        ("/api/pubsub/history/{channel:path}", pubsub.ChannelHistory(realtime)),
-        ("/api/shards", shards.ShardList(realtime)),
-        ("/api/shards/{shard_id}", shards.ShardDetail(realtime)),
-        ("/api/shards/{shard_id}/input", shards.ShardInput(realtime)),
-        ("/api/shards/{shard_id}/move", shards.ShardMove(realtime)),
-        ("/api/shards/{shard_id}/connect", shards.ShardConnect(realtime)),
-        ("/api/matchmaking", matchmaking.Match(realtime)),
-        ("/api/matchmaking/ack", matchmaking.MatchAck(realtime)),
-        ("/api/sync/ws", system.SyncSocket(admin)),
-        ("/api/__test__/reset", reset.TestReset(admin)),
+        ("/api/auth/refresh", sessions.Refresh(identity), {"POST": access.SESSION_WRITE}),
+        ("/api/auth/providers", sessions.Providers(), {"GET": access.OPEN}),
+        (
+            "/api/entities/{entity}", entities.EntityList(data),
+            {"GET": access.ROWS_READ, "POST": access.ROWS_WRITE},
+        ),
+        ("/api/entities/{entity}/cursor", entities.EntityPage(data), {"GET": access.ROWS_READ}),
+        (
+            "/api/entities/{entity}/{row_id}", entities.EntityRow(data),
+            {"GET": access.ROWS_READ, "PATCH": access.ROWS_WRITE, "DELETE": access.ROWS_DELETE},
+        ),
+        ("/api/query", graph.GraphQuery(data), {"POST": access.BODY_READ}),
+        ("/api/query/{entity}", query.EntityQuery(data), {"POST": access.ROWS_READ}),
+        ("/api/aggregate/{entity}", aggregate.EntityAggregate(data), {"POST": access.ROWS_READ}),
+        ("/api/search/{entity}", search.EntitySearch(data), {"POST": access.ROWS_READ}),
+        (
+            "/api/lookup/{entity}/{field}/{value:path}", query.Lookup(data),
+            {"GET": access.ROWS_READ},
+        ),
+        ("/api/batch", batch.Batch(data), {"POST": access.BODY_WRITE}),
+        ("/api/transact", batch.Transaction(data), {"POST": access.BODY_WRITE}),
+        ("/api/link", link.Link(data), {"POST": access.BODY_WRITE}),
+        ("/api/unlink", link.Unlink(data), {"POST": access.BODY_WRITE}),
+        ("/api/actions/{name}", actions.Action(data), {"POST": access.ACTION}),
+        ("/api/export", export.Export(data), {"GET": access.ADMIN_READ}),
+        ("/api/export/{entity}", export.Export(data), {"GET": access.ADMIN_READ}),
+        ("/api/import", import_.Import(data), {"POST": access.ADMIN_WRITE}),
+        (
+            f"{documents.PREFIX}/{{entity}}/{{row_id}}", documents.DocumentPush(data, sync),
+            {"POST": access.ROWS_WRITE},
+        ),
+        (
+            "/api/sync/pull", pull.Pull(data, sync),
+            {"GET": access.SYNC_READ, "POST": access.SYNC_READ},
+        ),
+        ("/api/sync/push", push.Push(data), {"POST": access.SYNC_WRITE}),
+        ("/api/rooms", rooms.RoomList(realtime), {"GET": access.ROOMS_READ}),
+        (
+            "/api/rooms/join", rooms.join(realtime),
+            {"GET": access.ROOMS_READ, "POST": access.ROOMS_WRITE},
+        ),
+        (
+            "/api/rooms/leave", rooms.leave(realtime),
+            {"GET": access.ROOMS_READ, "POST": access.ROOMS_WRITE},
+        ),
+        (
+            "/api/rooms/presence", rooms.set_presence(realtime),
+            {"GET": access.ROOMS_READ, "POST": access.ROOMS_WRITE},
+        ),
+        (
+            "/api/rooms/broadcast", rooms.broadcast(realtime),
+            {"GET": access.ROOMS_READ, "POST": access.ROOMS_WRITE},
+        ),
+        ("/api/rooms/{room:path}", rooms.Room(realtime), {"GET": access.ROOMS_READ}),
+        ("/api/pubsub/publish", pubsub.ChannelPublish(realtime), {"POST": access.ADMIN_WRITE}),
+        ("/api/pubsub/channels", pubsub.ChannelList(realtime), {"GET": access.ADMIN_READ}),
+        (
+            "/api/pubsub/history/{channel:path}", pubsub.ChannelHistory(realtime),
+            {"GET": access.ADMIN_READ},
+        ),
+        (
+            "/api/shards", shards.ShardList(realtime),
+            {"GET": access.ADMIN_READ, "POST": access.ADMIN_WRITE},
+        ),
+        (
+            "/api/shards/{shard_id}", shards.ShardDetail(realtime),
+            {"GET": access.SHARDS_READ, "DELETE": access.ADMIN_WRITE},
+        ),
+        (
+            "/api/shards/{shard_id}/input", shards.ShardInput(realtime),
+            {"POST": access.SHARDS_WRITE},
+        ),
+        ("/api/shards/{shard_id}/move", shards.ShardMove(realtime), {"POST": access.ADMIN_WRITE}),
+        (
+            "/api/shards/{shard_id}/connect", shards.ShardConnect(realtime),
+            {"GET": access.SHARDS_READ},
+        ),
+        (
+            "/api/matchmaking", matchmaking.Match(realtime),
+            {"GET": access.SHARDS_READ, "POST": access.SHARDS_WRITE, "DELETE": access.SHARDS_WRITE},
+        ),
+        ("/api/matchmaking/ack", matchmaking.MatchAck(realtime), {"POST": access.SHARDS_WRITE}),
+        ("/api/sync/ws", system.SyncSocket(admin), {"GET": access.OPEN}),
+        ("/api/__test__/reset", reset.TestReset(admin), {"POST": access.ADMIN_WRITE}),
     ]

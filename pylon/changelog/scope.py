@@ -9,7 +9,10 @@ Cursors keep their meaning: they advance over changes outside the scope too.
 Invariants: a scope never shows a row that the caller may not read. Equal scopes are equal values,
 so their connections share a group. Bounds: `limits.SCOPE_VALUES` operands in all filters of a
 scope; no `$like` and no `$search`, so that a verdict takes constant time. Called by
-`pylon.api.sync.pull`, the ws and the sse worker.
+`pylon.api.sync.pull`, the ws and the sse worker, and `workers.hub.admission`.
+
+The scopes of an API key (`pylon.key_scopes`) are another thing: what the caller may do.
+`scope_of_key` leaves the entities out that the key may not read.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pylon import limits
+from pylon.auth_context import AuthContext
 from pylon.errors import SHOWN_CHARS, InvalidQuery, LimitExceeded
+from pylon.key_scopes import readable_entities, require_entity
 from pylon.manifest.model import Entity, Manifest
 from pylon.policy.entity_rules import EntityRules
 from pylon.policy.rules import RuleSet
@@ -145,6 +150,30 @@ def parse_scope(
             hint="open another replica for the rest, or use a live query",
         )
     return Scope(rules, manifest, chosen, conditions)
+
+
+def scope_of_key(
+    rules: RuleSet, manifest: Manifest, auth: AuthContext, scope: Scope | None
+) -> Scope | None:
+    """Return a scope without the entities that the caller's API key may not read.
+
+    Args:
+        scope: what the caller asks for; None: everything.
+
+    Raises:
+        ScopeDenied: the key may read no entity, or not one that the scope names.
+    """
+    if auth.api_key_scopes is None:
+        return scope
+    if scope is not None:
+        for name in scope.entities or scope.filters:
+            require_entity(auth, name, "read")
+        if scope.entities is not None:
+            return scope
+    allowed = readable_entities(auth, manifest.by_name)
+    if allowed is None:
+        return scope
+    return Scope(rules, manifest, allowed, {} if scope is None else scope.filters)
 
 
 def _known(manifest: Manifest, names: Iterable[str]) -> frozenset[str]:

@@ -13,6 +13,7 @@ A family of errors has a module of its own; all are imported from here. Importin
 loads every family, so that `from_wire` and the catalogue know every code.
 """
 
+from pylon.errors.api_keys import ApiKeyAuthForbidden, InvalidScope, ScopeDenied
 from pylon.errors.availability import (
     Draining,
     OutcomeUnknown,
@@ -155,6 +156,7 @@ __all__ = [
     "ActionMissingInput",
     "ActionNotFound",
     "AlreadyLinked",
+    "ApiKeyAuthForbidden",
     "AuthRequired",
     "BackupInvalid",
     "BackupRefused",
@@ -184,6 +186,7 @@ __all__ = [
     "InvalidName",
     "InvalidQuery",
     "InvalidRequest",
+    "InvalidScope",
     "InvalidValue",
     "LastSignInMethod",
     "LimitExceeded",
@@ -238,6 +241,7 @@ __all__ = [
     "RoomFull",
     "RoomLimitReached",
     "SchemaRefused",
+    "ScopeDenied",
     "SealBroken",
     "SearchNotConfigured",
     "SessionExpired",

@@ -5,6 +5,9 @@ callers serves clients that reconnect together. Everything happens at once in ge
 store without local reads, in the greenlet of the acceptor. A client that has missed more than one
 page of the log, or more than memory holds, gets a greenlet until it has caught up.
 
+An API key needs the scope of the role (`_NEEDS`), unless its socket wants no changes; the entities
+that it may not read are no part of its stream.
+
 Invariants: no greenlet switch lies between the answer to the lookup of the session and the entry in
 the hub, so the signal of a revocation finds the connection there; one that came during the lookup
 has the lookup repeated (`SessionCache`). An address counts from `enter` until the socket is closed.
@@ -14,7 +17,7 @@ handlers of ws, sse and shards.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import gevent
 import msgspec
@@ -22,9 +25,10 @@ import msgspec
 from pylon import log
 from pylon.auth.session_cache import SessionCache
 from pylon.auth.sessions import ANONYMOUS_CALLER
-from pylon.auth_context import Caller
-from pylon.changelog.scope import Scope
+from pylon.auth_context import AuthContext, Caller
+from pylon.changelog.scope import Scope, scope_of_key
 from pylon.errors import Draining, PylonError, StoreUnavailable
+from pylon.key_scopes import SHARDS, SYNC, is_limited, require_scope
 from pylon.rates import address_subject, of_addresses
 from pylon.runtime.raw_socket import RawSocket
 from workers.boot import WorkerContext
@@ -37,6 +41,9 @@ from workers.hub.sessions import SessionWatch
 from workers.net.response import Headers
 
 _log = log.get_logger("admission")
+
+# The scope that an API key needs by role, and whether a read-only caller is refused.
+_NEEDS: Final = {"ws": (SYNC, False), "sse": (SYNC, False), "shards": (SHARDS, True)}
 
 
 class StreamTransport(Transport, Protocol):
@@ -79,6 +86,8 @@ class SubscriberAdmission:
 
     def __init__(self, booted: WorkerContext, hub: Hub) -> None:
         app = booted.app
+        self._app = app
+        self._role = booted.role
         self._hub = hub
         self._limiter = booted.limiter
         self._rate = of_addresses(app.config)
@@ -129,18 +138,23 @@ class SubscriberAdmission:
             The connection, and the error if the caller could not be looked up.
 
         Raises:
-            Draining, RateLimited, SocketLimit: the acceptor still owns the socket.
+            Draining, RateLimited, SocketLimit, InvalidApiKey, InvalidJwt, ScopeDenied: the acceptor
+                still owns the socket.
         """
         self.check()
         caller, error = self.caller_of(connect_request.token)
+        if error is not None and error.status == 401:
+            raise error
         self.check()  # a drain may have begun while the lookup waited
+        scope = self._scope_of(caller.auth, connect_request)
         if not caller.auth.is_admin:
             self._limiter.require(self._rate, address_subject(connect_request.address))
         self._cap.add_socket(connect_request.address)
         hub = self._hub if hub is None else hub
         connection = Connection(raw, hub.transport, hub, caller, connect_request.address)
         connection.deflate_window = connect_request.deflate_window
-        connection.scope = connect_request.scope
+        connection.scope = scope
+        connection.asked_scope = connect_request.scope
         connection.wants_changes = connect_request.wants_changes
         hub.add(connection)
         try:
@@ -172,8 +186,7 @@ class SubscriberAdmission:
     ) -> None:
         """Admit a client, and stream the changes that it missed and those to come, if it wants any.
 
-        Raises:
-            Draining, RateLimited, SocketLimit: the acceptor still owns the socket.
+        Raises: as `enter`.
         """
         connection, error = self.enter(raw, connect_request)
         has_begun = False
@@ -216,6 +229,45 @@ class SubscriberAdmission:
             return self.callers.find(token) or self.callers.look_up(token, token), None
         except PylonError as ex:
             return ANONYMOUS_CALLER, ex
+
+    def change_caller(self, connection: Connection, caller: Caller) -> None:
+        """Set the caller of an open connection, and what it gets of the changes from the next on.
+
+        Raises:
+            ScopeDenied: the new caller may not have this stream; nothing has changed.
+            LimitExceeded: as `Hub.change_scope`; nothing has changed.
+        """
+        scope = self._limit_scope(caller.auth, connection.asked_scope)
+        if scope != connection.scope:
+            self._hub.change_scope(connection, scope)
+        self._hub.change_caller(connection, caller)
+
+    def change_scope(self, connection: Connection, scope: Scope | None) -> None:
+        """Set what a connection asks for of the changes, from the next change on.
+
+        Raises:
+            ScopeDenied: its caller may not read an entity that the scope names.
+            LimitExceeded: as `Hub.change_scope`.
+        """
+        self._hub.change_scope(connection, self._limit_scope(connection.caller.auth, scope))
+        connection.asked_scope = scope
+
+    def _scope_of(self, auth: AuthContext, connect_request: ConnectRequest) -> Scope | None:
+        """Return what a new connection gets of the changes.
+
+        Raises:
+            ScopeDenied: its API key lacks the scope of the role, or may read none of the entities.
+        """
+        if not is_limited(auth) or not connect_request.wants_changes:
+            return connect_request.scope
+        need, changes = _NEEDS[self._role]
+        require_scope(auth, need, changes=changes)
+        return self._limit_scope(auth, connect_request.scope)
+
+    def _limit_scope(self, auth: AuthContext, scope: Scope | None) -> Scope | None:
+        if self._role == "shards":
+            return None
+        return scope_of_key(self._app.rules, self._app.manifest, auth, scope)
 
     def _note_closed(self, connection: Connection) -> None:
         self._cap.remove_socket(connection.address)

@@ -130,6 +130,7 @@ class Connection:
         "_state",
         "_transport",
         "address",
+        "asked_scope",
         "caller",
         "deflate_window",
         "direct_fd",
@@ -156,7 +157,8 @@ class Connection:
         self.heartbeats_unanswered = 0
         self.receiver: Any = None  # the transport's state for input
         self.deflate_window = 0  # the window of permessage-deflate, in bits; 0: no compression
-        self.scope: Scope | None = None  # the part of the data that the client asks for; None: all
+        self.scope: Scope | None = None  # the part of the data that the client gets; None: all
+        self.asked_scope: Scope | None = None  # what it asked for: its API key may allow less
         self.is_cursor_exact = False  # whether it has nothing newer than its cursor; once joined
         self.wants_changes = True  # else the hub sends no events
         self._raw = raw

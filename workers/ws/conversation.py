@@ -7,6 +7,8 @@ ignores a text that is no JSON object with a known `type` (spec/realtime.md §2.
 message of a known type gets an error that names it; so does one beyond `limits.JSON_DEPTH` or
 `limits.MESSAGE_NODES`.
 
+An API key needs a scope for most types (`_NEEDS`); a type without an entry there stops the start.
+
 Invariants: every feature receives the end of every connection. The transport reads a socket again
 only after all its messages are handled. TCP slows a client that sends faster than that. Bounds:
 messages of two steps of the transport (`limits.SOCKET_STEP_FRAMES`) wait for one connection. Other
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import gevent
@@ -29,6 +31,7 @@ from pylon.api.http.unreadable import problem_of, refuse_constant, replace_halve
 from pylon.app_rates import AppRates
 from pylon.errors import InternalError, InvalidJson, PylonError, RateLimited
 from pylon.json_text import check_bounds
+from pylon.key_scopes import ROOMS, SHARDS, SYNC, require_scope
 from workers.hub.close_codes import INTERNAL
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.hub import Hub
@@ -45,6 +48,17 @@ _COSTLY_TYPES: Final = frozenset(
     ("auth", "crdt-subscribe", "match-dequeue", "match-enqueue", "more", "room-subscribe",
      "subscribe")
 )
+
+# The scope that an API key needs for a message, and whether a read-only caller is refused. The
+# features check the entities that a message names. None: anybody, for its own socket.
+_NEEDS: Final[dict[str, tuple[str, bool] | None]] = {
+    "auth": None, "ping": None, "unsubscribe": None, "crdt-unsubscribe": None,
+    "room-unsubscribe": None,
+    "scope": (SYNC, False), "subscribe": (SYNC, False), "more": (SYNC, False),
+    "crdt-subscribe": (SYNC, False),
+    "room-subscribe": (ROOMS, False), "presence": (ROOMS, True), "topic": (ROOMS, True),
+    "match-enqueue": (SHARDS, True), "match-dequeue": (SHARDS, True),
+}
 
 _log = log.get_logger("conversation")
 
@@ -71,11 +85,20 @@ class Feature(Protocol):
 class Conversation:
     """The message queues of all connections of one worker."""
 
-    def __init__(self, hub: Hub, features: Iterable[Feature], rates: AppRates) -> None:
+    def __init__(
+        self, hub: Hub, features: Iterable[Feature], rates: AppRates,
+        needs: Mapping[str, tuple[str, bool] | None] = _NEEDS,
+    ) -> None:
+        """
+        Args:
+            needs: what an API key needs for each message type, and whether the message changes
+                something; a type without an entry is a KeyError.
+        """
         features = tuple(features)
         self._hub = hub
         self._rates = rates
         self._by_type = {kind: feature for feature in features for kind in feature.message_types}
+        self._needs = {kind: needs[kind] for kind in self._by_type}
         self._waiting: dict[Connection, deque[tuple[Feature, dict[str, Any]]]] = {}
         for feature in features:
             hub.on_closed(feature.drop_connection)
@@ -139,6 +162,9 @@ class Conversation:
         if message["type"] in _COSTLY_TYPES:
             self._hub.transport.charge(connection, work_bytes=limits.SOCKET_READ_COST_BYTES)
         try:
+            need = self._needs[message["type"]]
+            if need is not None:
+                require_scope(connection.caller.auth, need[0], changes=need[1])
             feature.handle_message(connection, message)
         except PylonError as ex:
             send_json(connection, error_message(ex, message))

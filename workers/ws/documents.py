@@ -35,6 +35,7 @@ from pylon.bus.writer_client import WriterClient
 from pylon.changelog.change import Change
 from pylon.crdt import frame
 from pylon.errors import CrdtDecodeFailed, LimitExceeded, NotFound, PylonError
+from pylon.key_scopes import require_entity
 from pylon.limiter import RateLimiter
 from pylon.rates import DOCUMENT_OPENS, subject_of
 from pylon.storage.interface import Store, read_settled
@@ -88,6 +89,7 @@ class Documents:
 
         Raises:
             LimitExceeded: the socket has `limits.DOCUMENT_SUBSCRIPTIONS`, or the row is too large.
+        ScopeDenied: the caller's API key does not reach the entity.
             RateLimited: its user or address has subscribed too often.
             WriterUnavailable, WriteQueueFull, StoreUnavailable: the client may try again.
         """
@@ -95,6 +97,7 @@ class Documents:
         entity = self._app.manifest.by_name.get(str(message.get("entity")))
         if entity is None or not entity.crdt or not isinstance(row_id, str):
             return
+        require_entity(connection.caller.auth, entity.name, "read")
         key = (entity.name, row_id)
         if message["type"] == "crdt-unsubscribe":
             self._unsubscribe(connection, key)

@@ -56,7 +56,7 @@ class Identity:
         if caller != connection.caller:
             for feature in self._others:
                 feature.drop_connection(connection)
-            self._hub.change_caller(connection, caller)
+            self._admission.change_caller(connection, caller)
         send_json(connection, {
             "type": "auth", "ok": True, "user_id": caller.auth.user_id,
             "last_seq": self._hub.head,

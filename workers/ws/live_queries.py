@@ -188,7 +188,7 @@ class LiveQueries:
             sets: of the caller, if they were read for this subscription.
         """
         auth = connection.caller.auth
-        entity = entity_named(self._app, message.get("entity"), auth)
+        entity = entity_named(self._app, message.get("entity"), auth, "read")
         allowed = readable(self._app, entity, auth)
         body = message.get("filter")
         body = {} if body is None else filter_object(body)

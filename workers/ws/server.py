@@ -117,7 +117,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     matches = Matches(ShardsClient(booted.runtime, placement, app.random, links), booted.limiter)
     features: tuple[Feature, ...] = (rooms, live, documents, matches)
     identity = Identity(hub, admission, features)
-    stream = StreamScope(hub, app.rules, app.manifest)
+    stream = StreamScope(hub, admission.change_scope, app.rules, app.manifest)
     conversation = Conversation(
         hub, (identity, stream, *features), AppRates(app.manifest.rate_limits, booted.limiter)
     )

@@ -15,16 +15,19 @@ Invariant: no greenlet switch lies between `seq` and the answer. Bounds: those o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from pylon import limits
-from pylon.changelog.scope import parse_scope
+from pylon.changelog.scope import Scope, parse_scope
 from pylon.errors import InvalidData
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
 from workers.hub.connection import Connection
 from workers.hub.hub import Hub
 from workers.ws.conversation import send_json
+
+ChangeScope = Callable[[Connection, Scope | None], None]
 
 _NAMES: Final = ("entities", "filters")
 
@@ -34,8 +37,12 @@ class StreamScope:
 
     message_types: tuple[str, ...] = ("scope", "ping")
 
-    def __init__(self, hub: Hub, rules: RuleSet, manifest: Manifest) -> None:
+    def __init__(
+        self, hub: Hub, change_scope: ChangeScope, rules: RuleSet, manifest: Manifest
+    ) -> None:
+        """Args: `change_scope`: `SubscriberAdmission.change_scope`."""
         self._hub = hub
+        self._change_scope = change_scope
         self._rules = rules
         self._manifest = manifest
 
@@ -46,6 +53,7 @@ class StreamScope:
             InvalidData: the id of a ping is neither a text nor a number.
             InvalidQuery, InvalidColumn, InvalidValue, LimitExceeded: as `parse_scope`; the scope
                 stays as it was.
+            ScopeDenied: as `SubscriberAdmission.change_scope`.
         """
         if message["type"] == "ping":
             send_json(connection, {
@@ -55,7 +63,7 @@ class StreamScope:
         scope = parse_scope(
             self._rules, self._manifest, message.get("entities"), message.get("filters"), _NAMES
         )
-        self._hub.change_scope(connection, scope)
+        self._change_scope(connection, scope)
         send_json(connection, {
             "type": "scoped",
             "entities": None if scope is None else scope.names,

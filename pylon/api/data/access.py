@@ -4,7 +4,8 @@ Invariants: a row that the caller may not read is treated exactly like one that 
 refusal that depends on no row (no read policy, wrong role) is an open 403. A caller who is not
 admin gets the same 403 for an entity that does not exist, and so learns nothing from guessing.
 
-Called by the resources.
+Scopes of API keys are checked here first, for each entity that a path, a body or a message names
+(`pylon.key_scopes`). Called by the resources and by `workers.ws`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pylon import limits
 from pylon.app import App
 from pylon.auth_context import AuthContext
 from pylon.errors import SHOWN_CHARS, EntityNotFound, PolicyDenied
+from pylon.key_scopes import EntityAction, require_entity
 from pylon.manifest.model import Entity
 from pylon.policy.routing import ByAuth, Everyone, Nobody
 from pylon.query.conditions import and_, equal
@@ -26,13 +28,19 @@ from pylon.storage.interface import PointRead
 _HINT: Final = "Check your auth token or the policy rules in your schema"
 
 
-def entity_named(app: App, name: object, auth: AuthContext) -> Entity:
+def entity_named(app: App, name: object, auth: AuthContext, action: EntityAction | None) -> Entity:
     """Return the entity that a request names.
 
+    Args:
+        action: what the request does with its rows; None: the caller of this function checks that.
+
     Raises:
+        ScopeDenied: the caller's API key does not reach the entity for that.
         EntityNotFound: there is none, and the caller is admin.
         PolicyDenied: there is none, and the caller is not admin.
     """
+    if action is not None and isinstance(name, str):
+        require_entity(auth, name, action)
     entity = app.manifest.by_name.get(name) if isinstance(name, str) else None
     if entity is not None:
         return entity

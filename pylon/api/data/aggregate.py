@@ -35,7 +35,7 @@ class EntityAggregate:
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         allowed = and_(readable(services.app, named, auth), match_tenant(named, auth))
         body = decode_raw(req, services.requests, read_body(req), decode_query)
         aggregate = parse_aggregate(named, body, allowed)

@@ -28,7 +28,7 @@ from pylon.api.http.unreadable import decode_changes
 from pylon.api.http.versions import SEQ_HEADER
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
-from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded
+from pylon.errors import SHOWN_CHARS, InvalidData, InvalidJson, LimitExceeded, ScopeDenied
 from pylon.manifest.model import Entity, FieldType
 from pylon.storage.ops import InsertRow, Transact, WriteReply
 
@@ -112,12 +112,18 @@ class Transaction:
         send_json(resp, _describe_outcome(entries, committed=True))
 
     def _prepare(self, auth: AuthContext, sent: list[Any]) -> list[Entry[Operation]]:
-        """Return the entries up to the first that cannot be executed."""
+        """Return the entries up to the first that cannot be executed.
+
+        Raises:
+            ScopeDenied: the caller's API key does not reach an entity.
+        """
         entries: list[Entry[Operation]] = []
         references = _EarlierInserts(entries)
         for operation in sent:
             entry = read_entry(operation, _ENVELOPE)
             prepare(entry, self._services.app, auth, _ENVELOPE, references=references)
+            if isinstance(entry.error, ScopeDenied):
+                raise entry.error  # about the key, and not about this operation
             entries.append(entry)
             if entry.error is not None:
                 break

@@ -3,7 +3,8 @@
 A worker fills in the defaults, validates and encodes the row, and judges the insert policy, unless
 that asks other rows. The writer sets the fields with `onUpdate`, and judges what depends on rows at
 the commit: such a policy, update and delete policies, uniqueness, op_ids. The entity
-routes, batches and pushes all call this module, so that they accept and refuse the same changes.
+routes, batches and pushes all call this module, so that they accept and refuse the same changes,
+and check the scopes of an API key before anything else.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from pylon.app import App
 from pylon.auth_context import AuthContext
 from pylon.errors import InvalidData
+from pylon.key_scopes import require_entity
 from pylon.manifest.model import Entity
 from pylon.storage.ops import (
     DeleteRow,
@@ -29,7 +31,9 @@ def make_insert(
         InvalidData, InvalidColumn, InvalidValue, NullNotAllowed, MissingField, InvalidId,
             FieldFixed, ReadonlyField: the body does not fit the entity.
         PolicyDenied: the caller may not insert this row.
+        ScopeDenied: the caller's API key does not reach the entity.
     """
+    require_entity(auth, entity.name, "write")
     codec = app.codecs[entity.name]
     given = codec.client_id(body)
     row_id = given if given is not None else app.ids.new()
@@ -64,7 +68,9 @@ def make_update(
     Raises:
         InvalidData: the body names no field; others as for `make_insert`.
         ReadonlyField: it names one that only the server writes.
+        ScopeDenied: as for `make_insert`.
     """
+    require_entity(auth, entity.name, "write")
     defaults = app.defaults[entity.name]
     if isinstance(body, dict):
         defaults.check_read_only(body, auth)
@@ -86,5 +92,9 @@ def make_delete(
 
     Args:
         if_match: the version that the row must have, as for `make_update`.
+
+    Raises:
+        ScopeDenied: as for `make_insert`.
     """
+    require_entity(auth, entity.name, "delete")
     return DeleteRow(entity.name, row_id, auth, op, if_match)

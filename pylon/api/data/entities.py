@@ -46,7 +46,7 @@ class EntityList:
     def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         where = readable(services.app, named, auth)
         if "page" in req.params or "per_page" in req.params:
             self._send_numbered(req, resp, named, where)
@@ -122,7 +122,7 @@ class EntityList:
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "write")
         raw = read_body(req)
         key = key_of(req, services.requests, auth, raw)
         body = decode_json(req, services.requests, raw)
@@ -156,7 +156,7 @@ class EntityPage:
     def on_get(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         where = readable(services.app, named, auth)
         asked = read_number(req, "limit", low=1)
         limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
@@ -189,7 +189,7 @@ class EntityRow:
         services = self._services
         started_s = services.app.clock.monotonic_s()
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         allowed = readable(services.app, named, auth)
         found = services.store.point(
             lambda reader: reader.get_version(named.name, row_id, allowed)
@@ -212,7 +212,7 @@ class EntityRow:
     ) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "write")
         raw = read_body(req)
         key = key_of(req, services.requests, auth, raw)
         body = decode_json(req, services.requests, raw)
@@ -226,7 +226,7 @@ class EntityRow:
     ) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "delete")
         key = key_of(req, services.requests, auth, b"")
         op = changes.make_delete(named, auth, row_id, key, if_match(req))
         reply = submit(services, auth, lambda: address_of(req, services.requests), op)

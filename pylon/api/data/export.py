@@ -47,7 +47,7 @@ class Export:
             raise Forbidden("Admin access required for data export")
         entities: tuple[Entity, ...] = services.app.manifest.entities
         if entity is not None:
-            entities = (entity_named(services.app, entity, auth),)
+            entities = (entity_named(services.app, entity, auth, "read"),)
         turns, caller = services.turns, subject_of(req, services.requests)
         if JSON_LINES in req.env.get("HTTP_ACCEPT", ""):
             resp.content_type = JSON_LINES

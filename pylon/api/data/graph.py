@@ -15,6 +15,7 @@ from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.services import DataServices
 from pylon.app import App
 from pylon.auth_context import AuthContext
+from pylon.key_scopes import require_entity
 from pylon.manifest.model import Entity
 from pylon.query.graph import GraphNode, GraphScope, parse_graph
 from pylon.query.predicate import Predicate
@@ -49,15 +50,17 @@ def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:
     Raises:
         PolicyDenied, EntityNotFound: as `entity_named` and `readable`; an included entity that
             the caller may not read is empty and no error.
+        ScopeDenied: the caller's API key does not reach an entity, included ones too.
         InvalidQuery, RelationNotFound, LimitExceeded: as `pylon.query.graph.parse_graph`.
     """
 
     def find_entity(name: str) -> Entity:
-        named = entity_named(app, name, auth)
+        named = entity_named(app, name, auth, "read")
         readable(app, named, auth)
         return named
 
     def allowed_of(entity: Entity) -> Predicate:
+        require_entity(auth, entity.name, "read")
         return app.rules.for_entity(entity.name).readable_by(auth)
 
     scope = GraphScope(find_entity, app.manifest.by_name, allowed_of, app.config.list_limit)

@@ -22,6 +22,7 @@ from pylon.api.http.versions import SEQ_HEADER
 from pylon.api.services import DataServices
 from pylon.auth_context import AuthContext
 from pylon.errors import NotFound, ReferenceNotFound
+from pylon.key_scopes import require_entity
 from pylon.manifest.model import Entity, Relation
 from pylon.query.graph import relation_of
 from pylon.storage.ops import OpKey, UpdateRow
@@ -55,7 +56,7 @@ def _execute(
     decoded = decode_json(req, services.requests, raw)
     body = LINK.convert(decoded) if linked else UNLINK.convert(decoded)
     key = key_of(req, services.requests, auth, raw)
-    entity = entity_named(services.app, body.entity, auth)
+    entity = entity_named(services.app, body.entity, auth, None)
     row_id = body.id
     relation = relation_of(entity, body.relation)
     if _is_own_field(services, entity, relation):
@@ -94,8 +95,13 @@ def _update_target(
 
     Raises:
         NotFound: the caller may not read one of the rows, or they are not linked.
+        ScopeDenied: the caller's API key does not reach one of the entities.
     """
     target = services.app.manifest.by_name[relation.target]
+    require_entity(auth, entity.name, "read")
+    require_entity(auth, target.name, "write")
+    if not linked:
+        require_entity(auth, target.name, "read")  # the response tells its field
     allowed = services.app.rules.for_entity(entity.name).readable_by(auth)
     source = services.store.point(
         lambda reader: reader.get_version(entity.name, row_id, allowed)

@@ -148,7 +148,7 @@ def _make_write(
     kind, row_id, data = sent.kind, sent.row_id, sent.data
     if kind not in KINDS:
         raise InvalidData(envelope.unknown_kind, hint=envelope.unknown_kind_hint)
-    entity = entity_named(app, sent.entity, auth)
+    entity = entity_named(app, sent.entity, auth, "delete" if kind == "delete" else "write")
     if kind != "delete" and data is None:
         raise InvalidData(f"An {kind} needs data")
     if references is not None:

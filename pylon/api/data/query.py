@@ -33,7 +33,7 @@ class EntityQuery:
     def on_post(self, req: falcon.Request, resp: falcon.Response, entity: str) -> None:
         services = self._services
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         allowed = readable(services.app, named, auth)
         raw = read_body(req)
 
@@ -62,7 +62,7 @@ class Lookup:
         services = self._services
         started_s = services.app.clock.monotonic_s()
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         allowed = readable(services.app, named, auth)
         row = services.store.scan(
             lambda reader: reader.lookup(named.name, field, value, allowed),

@@ -48,7 +48,7 @@ class EntitySearch:
         clock = services.app.clock
         started_s = clock.monotonic_s()
         auth = caller_of(req, services.requests).auth
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "read")
         allowed = readable(services.app, named, auth)
         body = decode_raw(req, services.requests, read_body(req), decode_query)
         wanted = parse_search(named, _require_search(named), body)

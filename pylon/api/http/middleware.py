@@ -2,7 +2,8 @@
 
 Before: it marks a path with an encoded slash (`routing`), takes or makes the request id, clears
 two session cookies that differ, answers a CORS preflight, and checks the origin, and with a session
-cookie the type of the body (CSRF); once the route is known, the names of the query parameters.
+cookie the type of the body (CSRF); once the route is known, the names of the query parameters, and
+whether an API key reaches the route (`route_access`).
 After: it sets the security and CORS headers and `no-store` on responses of the API, counts the
 request by its route template, and logs a request that was slow.
 
@@ -25,6 +26,7 @@ from prometheus_client import Counter, Histogram
 from pylon import limits, metrics
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import check_names
+from pylon.api.http.route_access import RouteAccess
 from pylon.api.http.routing import mark_page_name, mark_slashes
 from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value, has_conflict
@@ -44,8 +46,9 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "O
 class RequestMiddleware:
     """falcon middleware. One for each app."""
 
-    def __init__(self, services: RequestServices) -> None:
+    def __init__(self, services: RequestServices, access: RouteAccess) -> None:
         self._services = services
+        self._access = access
         self._clock = services.app.clock
         self._is_dev = services.app.config.dev_mode
         self._origins = services.origins
@@ -103,6 +106,7 @@ class RequestMiddleware:
     ) -> None:
         if req.query_string:
             check_names(req, refuses=self._is_dev)
+        self._access.check(req, params)
 
     def process_response(
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 import falcon
 from falcon.routing import CompiledRouter
 
+from pylon.api.http.route_access import RouteAccess
 from pylon.api.sync import documents
 from pylon.errors import NotFound
 
@@ -53,8 +54,9 @@ def mark_page_name(req: falcon.Request) -> None:
 class EncodedSlashes:
     """The sink of the requests that this module has marked."""
 
-    def __init__(self, router: CompiledRouter) -> None:
+    def __init__(self, router: CompiledRouter, access: RouteAccess) -> None:
         self._router = router
+        self._access = access
 
     def __call__(self, req: falcon.Request, resp: falcon.Response, **_: Any) -> None:
         marked = req.path[1:]
@@ -68,6 +70,7 @@ class EncodedSlashes:
         for name, value in params.items():
             if isinstance(value, str):
                 params[name] = value.replace(_SLASH, "/").removeprefix(_ID)
+        self._access.check(req, params)
         methods[req.method](req, resp, **params)
 
 

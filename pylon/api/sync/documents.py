@@ -64,7 +64,7 @@ class DocumentPush:
             raise AuthRequired("Authentication required")
         if not row_id:
             bad_path(req, resp)
-        named = entity_named(services.app, entity, auth)
+        named = entity_named(services.app, entity, auth, "write")
         if not named.crdt:
             why = "some of its fields are hidden" if named.hidden else (
                 'its manifest says "crdt": false'

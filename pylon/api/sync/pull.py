@@ -25,7 +25,7 @@ from pylon.api.sync.bodies import PULL
 from pylon.auth_context import AuthContext
 from pylon.changelog.hints import hint_key
 from pylon.changelog.pull import Pulled, build_delta, stream_snapshot
-from pylon.changelog.scope import Scope, parse_entities, parse_scope
+from pylon.changelog.scope import Scope, parse_entities, parse_scope, scope_of_key
 from pylon.errors import InvalidData, PylonError, ResyncRequired, SnapshotCursorInvalid
 from pylon.values import INT_MAX, decode_query
 
@@ -67,6 +67,7 @@ class Pull:
     ) -> None:
         services = self._services
         caller = caller_of(req, services.requests)
+        scope = scope_of_key(services.app.rules, services.app.manifest, caller.auth, scope)
         key = hint_key(caller.session_id, address_of(req, services.requests))
         app = services.app
         if since == 0:
