@@ -52,7 +52,8 @@ class PutRecord(msgspec.Struct, frozen=True, array_like=True, tag="put_record", 
 
 class SetRecords(msgspec.Struct, frozen=True, array_like=True, tag="set_records", gc=False):
     """Set columns of the selected records. `add`: numbers to add to int columns (a null counts as
-    0). Refused with `RecordConflict` if it selects another number of records than `expected`."""
+    0). Refused with `RecordConflict` if it selects another number of records than `expected`, which
+    is 1 or more. It sets no column of a key; drop such a record and put another one."""
 
     table: str
     where: list[Condition]
@@ -86,21 +87,26 @@ class EndSessions(msgspec.Struct, frozen=True, array_like=True, tag="end_session
 
     where: list[Condition]  # on the columns of "sessions"
     keep: list[str] = []
+    limit: int | None = None  # end so many of them, the oldest first
 
 
 class RateTake(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One unit of a bucket: `window / limit` is the interval, `interval * burst` the burst."""
+    """One unit of a bucket: `window / limit` is the interval, `interval * burst` the burst.
+
+    `name` is the name of the rate, for the error; the key may have an address of somebody.
+    """
 
     key: str
     interval_ns: int
     burst_ns: int
+    name: str
 
 
 class TakeRates(msgspec.Struct, frozen=True, array_like=True, tag="take_rates", gc=False):
     """Take a unit of each bucket of the table "limits", or of none (GCRA).
 
-    Refused with `RateLimited` if a bucket is empty: the details have its `key` as `rate`, and
-    `retry_after_secs`, the longest wait of all empty buckets.
+    Refused with `RateLimited` if a bucket is empty. The details have `retry_after_secs`, the
+    longest wait of all empty buckets, and as `rate` the name of that one.
     """
 
     takes: list[RateTake]

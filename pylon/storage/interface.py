@@ -11,7 +11,7 @@ and tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from pylon.query.aggregate import Aggregate
@@ -292,6 +292,13 @@ class Maintenance(Protocol):
     def prune_sessions(self, limit: int, unused_before_s: int) -> int:
         """Drop at most `limit` expired sessions, and as many guests that were made before
         `unused_before_s` (Unix time) and never used; how many in all."""
+
+    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
+        """Drop at most `limit` expired records of each auth table; how many in all.
+
+        Args:
+            kept_s: for how many seconds records of a table stay after their `expires`.
+        """
 
     def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
         """Note that the tokens of these guests were presented, so that they stay until they

@@ -4,9 +4,9 @@ Every backend offers both ends, in terms that do not depend on it: tables with t
 rows as tuples of Python values, in the order of their primary keys (by code points, so that all
 stores have the same order). `pylon.migrate` moves data from one end to the other.
 
-A move carries rows with their versions, the change log, op_ids, sessions, documents, epochs, shards
-and the lineage. So cursors stay valid. It leaves out what the target derives from the rows: search
-indexes, and notes about a run or about the layout of the tables (`is_moved_fact`).
+A move carries rows with their versions, the change log, op_ids, the auth tables, documents, epochs,
+shards and the lineage. So cursors stay valid. It leaves out what the target derives from the rows:
+search indexes, and notes about a run or about the layout of the tables (`is_moved_fact`).
 
 Invariants: a source shows one commit, whatever others write. A target has data under its final name
 only after `TransferTarget.publish`; until then it has the note of an unfinished move.
@@ -21,6 +21,7 @@ from enum import Enum
 from typing import Any, Final, Protocol, TypeAlias
 
 from pylon.manifest.model import Entity, Field, FieldType, Manifest
+from pylon.storage.auth_tables import TABLES, AuthTable, Kind
 
 Row: TypeAlias = tuple[Any, ...]
 Key: TypeAlias = tuple[Any, ...]
@@ -63,6 +64,10 @@ _KINDS: Final[dict[FieldType, ColumnKind]] = {
 _KIND_BY_LETTER: Final = {
     "t": ColumnKind.TEXT, "i": ColumnKind.INT, "b": ColumnKind.BYTES, "?": ColumnKind.BOOL,
 }
+_KIND_BY_COLUMN: Final[dict[Kind, ColumnKind]] = {
+    "text": ColumnKind.TEXT, "int": ColumnKind.INT, "bytes": ColumnKind.BYTES,
+    "bool": ColumnKind.BOOL,
+}
 CHANGE_LOG: Final = "_pylon_change_log"
 DOCUMENT_UPDATES: Final = "_pylon_crdt_updates"
 HISTORY: Final = "_pylon_schema_history"
@@ -76,12 +81,18 @@ def _system(name: str, key_size: int, columns: str) -> TransferTable:
     )
 
 
+def _auth_table(table: AuthTable) -> TransferTable:
+    return TransferTable(
+        table.sql_name, tuple(column.name for column in table.columns),
+        tuple(_KIND_BY_COLUMN[column.kind] for column in table.columns), len(table.key),
+    )
+
+
 SYSTEM_TABLES: Final = (
     _system(CHANGE_LOG, 1, "seq:i entity:t row_id:t kind:t data:t prev_data:t timestamp:i"),
     _system("_pylon_change_seq", 1, "id:i value:i"),
     _system("_pylon_op_ids", 2, "identity:t op_id:t seq:i row_id:t at:i digest:t"),
-    _system("_pylon_auth_sessions", 1, "session_id:t user_id:t is_guest:? created_at:i "
-            "expires_at:i device:t tenant_id:t"),
+    *map(_auth_table, TABLES),
     _system("_pylon_unused_guests", 1, "session_id:t created_at:i"),
     _system("_pylon_epochs", 1, "first_seq:i void_from:i reason:t at:i"),
     _system("_pylon_crdt_snapshots", 2, "entity:t row_id:t snapshot:b updated_at:t"),

@@ -34,10 +34,19 @@ from pylon.log import get_logger
 from pylon.manifest import references
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
+from pylon.storage.auth_ops import (
+    CheckRecords,
+    DropRecords,
+    EndSessions,
+    PutRecord,
+    SetRecords,
+    TakeRates,
+)
 from pylon.storage.core.entity import EntityWrites
 from pylon.storage.core.idempotency import execute_once
 from pylon.storage.core.journal import Journal
 from pylon.storage.core.large_rows import DeferredError
+from pylon.storage.core.records import RecordWrites
 from pylon.storage.core.retention import Retention
 from pylon.storage.core.rows import RowWrites
 from pylon.storage.core.sessions import put_session
@@ -102,6 +111,7 @@ class BatchEngine:
             transaction, entities, clock,
             references.checked_references(manifest, by_default=by_default),
         )
+        records = RecordWrites(transaction)
         self._documents = rows.documents
         self._large = rows.large
         self._retention = retention
@@ -123,6 +133,12 @@ class BatchEngine:
             MoveShard: self._place_shard,
             DropShard: self._drop_shard,
             ReleaseShard: self._release_shard,
+            PutRecord: records.put,
+            SetRecords: records.set,
+            DropRecords: records.drop,
+            CheckRecords: records.check,
+            EndSessions: records.end_sessions,
+            TakeRates: records.take_rates,
         }
         transacts = TransactWrites(transaction, rows, self._handlers)
         self._handlers[Transact] = transacts.execute

@@ -2,7 +2,7 @@
 
 A transaction object belongs to one writer, which uses it for every batch: `begin`, operations,
 `commit`; or `roll_back` at any time. `table(...)` returns the rows of one entity; the change log,
-the documents, the sessions and the shards are parts of it.
+the documents, the sessions, the records and the shards are parts of it.
 
 A database may have one writer or several. With several, `begin` does not lock the others out: it
 gives *provisional* seqs, from `PROVISIONAL_SEQ` on, and `commit` returns what they became. A
@@ -29,6 +29,7 @@ from pylon.errors import PylonError, ShardLeaseLost
 from pylon.manifest.model import Entity
 from pylon.policy.entity_rules import EntityRules
 from pylon.query.predicate import Predicate
+from pylon.storage.auth_ops import Condition
 from pylon.storage.events import ChangeEvent
 from pylon.storage.ops import WriteRequest
 from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
@@ -206,6 +207,42 @@ class SessionRows(Protocol):
     def drop_session(self, session_id: str) -> int:
         """Remove a session. Return how many were removed (0 or 1)."""
 
+    def end_sessions(
+        self, where: Sequence[Condition], keep: Sequence[str], limit: int | None
+    ) -> list[str]:
+        """Remove the sessions that fulfil all conditions, but those of `keep`, and `limit` at most,
+        the oldest first. Return their ids, in any order."""
+
+
+class RecordRows(Protocol):
+    """The records of the auth tables. With `expected` a method changes nothing if the conditions
+    select another number of records, and returns 0."""
+
+    def put_record(self, table: str, values: Mapping[str, Any], *, replaces: bool) -> bool:
+        """Store a record. Return False if its key, or a value that must be unique, is taken.
+
+        Args:
+            replaces: replace the record that has the key.
+        """
+
+    def set_records(
+        self, table: str, where: Sequence[Condition], values: Mapping[str, Any],
+        added: Mapping[str, int], expected: int | None,
+    ) -> int:
+        """Set columns of records. Return how many. Args: `added`: see `SetRecords.add`."""
+
+    def drop_records(self, table: str, where: Sequence[Condition], expected: int | None) -> int:
+        """Remove records. Return how many."""
+
+    def count_records(self, table: str, where: Sequence[Condition]) -> int:
+        """Return how many records fulfil all conditions."""
+
+    def find_tats(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the `tat` of each of these buckets of "limits" that is stored."""
+
+    def put_tats(self, tats: Mapping[str, int]) -> None:
+        """Store the `tat` of buckets."""
+
 
 class ShardRows(Protocol):
     """The stored shards.
@@ -310,6 +347,9 @@ class RowTransaction(Protocol):
 
     @property
     def sessions(self) -> SessionRows: ...
+
+    @property
+    def records(self) -> RecordRows: ...
 
     @property
     def shards(self) -> ShardRows: ...

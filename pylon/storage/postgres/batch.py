@@ -181,11 +181,16 @@ class Batch:
         self, text: str, parameters: Sequence[Parameter], source: RefusalSource | None = None
     ) -> None:
         """Gather a statement without a seq. Args: `source` explains a refusal of the database."""
+        self.gathered.append(self._gathered(text, parameters, source))
+
+    def _gathered(
+        self, text: str, parameters: Sequence[Parameter], source: RefusalSource | None = None
+    ) -> Gathered:
         values, formats = encode_parameters(parameters)
-        self.gathered.append(Gathered(
+        return Gathered(
             text, values or [], self.position, source=source,
             binary=None if formats is None else parameters,
-        ))
+        )
 
     def read(self, text: str, parameters: Sequence[Parameter]) -> PGresult:
         """Read rows by keys that the overlay lacks: one round trip.
@@ -236,6 +241,16 @@ class Batch:
         if self._mark >= 0:
             self._mark = 0
         return outcome.results[sent:]
+
+    def change(self, text: str, parameters: Sequence[Parameter]) -> PGresult:
+        """Carry out a statement at once, under the lock. Return its result.
+
+        Raises:
+            OutdatedError, RequestsFailed, psycopg.Error
+        """
+        result = self.scan(text, parameters)
+        self._sent.append(self._gathered(text, parameters))
+        return result
 
     def read_all(self, statements: Sequence[Statement]) -> list[PGresult]:
         """Read in one round trip.

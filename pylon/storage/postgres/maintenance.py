@@ -11,7 +11,7 @@ Any thread may call any method; a lock gives them the connection one after the o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -31,6 +31,7 @@ from pylon.storage.postgres.connect import (
     open_session,
     translate,
 )
+from pylon.storage.postgres.record_rows import DIALECT
 from pylon.storage.postgres.retention import prune_events, prune_marks, prune_ops
 from pylon.storage.postgres.schema import search
 from pylon.storage.postgres.schema.apply import transaction
@@ -46,6 +47,7 @@ from pylon.storage.records import (
     LogRetention,
     StoreSizes,
 )
+from pylon.storage.sql import record_sql
 
 T = TypeVar("T")
 
@@ -110,6 +112,19 @@ class PostgresMaintenance:
                 ("COMMIT", ()),
             ])
             return int(results[2].get_value(0, 0) or 0)
+
+        return self._run(prune)
+
+    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
+        """See `Maintenance`. It has the writers' lock, since no record that a batch relies on may
+        go before its commit."""
+
+        def prune(session: BlockingSession) -> int:
+            results = session.pipeline([
+                ("BEGIN", ()), (LOCK, (self._writer.key,)),
+                *record_sql.prunes(DIALECT, limit, now_s, kept_s), ("COMMIT", ()),
+            ])
+            return sum(result.command_tuples or 0 for result in results[2:-1])
 
         return self._run(prune)
 

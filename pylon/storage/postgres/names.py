@@ -16,13 +16,14 @@ from pylon import limits
 from pylon.storage.core.names import quote
 
 __all__ = [
-    "DOCUMENT_SEQUENCE", "MARK_SEQUENCE", "NAME_BYTES", "SEQ_SEQUENCE", "WORDS_COLUMN",
+    "DOCUMENT_SEQUENCE", "MARK_SEQUENCE", "NAME_BYTES", "SEQ_SEQUENCE", "TEXT", "WORDS_COLUMN",
     "fitting_name", "quote",
 ]
 
 NAME_BYTES: Final = limits.SQL_NAME_BYTES  # NAMEDATALEN - 1 of every usual build
 _DIGEST_DIGITS: Final = 12
 
+TEXT: Final = 'TEXT COLLATE "C"'  # orders by code points
 WORDS_COLUMN: Final = "_words"  # the words of a searchable row, as a tsvector
 SEQ_SEQUENCE: Final = "_pylon_seq"  # of changes; taken under the lock of the writers
 DOCUMENT_SEQUENCE: Final = "_pylon_document_seq"  # of updates of documents

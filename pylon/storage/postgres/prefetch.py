@@ -23,6 +23,14 @@ from pylon.manifest.references import Reference
 from pylon.policy.entity_rules import Action, EntityRules
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.query.predicate import FALSE
+from pylon.storage.auth_ops import (
+    CheckRecords,
+    DropRecords,
+    EndSessions,
+    PutRecord,
+    SetRecords,
+    TakeRates,
+)
 from pylon.storage.core.transaction import DocumentKey, OpName
 from pylon.storage.ops import (
     DeleteRow,
@@ -60,7 +68,10 @@ from pylon.storage.postgres.table import PostgresTable
 from pylon.storage.postgres.unique_keys import UniqueKey, Values
 
 # Operations that read what only the lock makes certain.
-_LOCKED: Final = frozenset({OpenDocument, PushDocument, ResetRows})
+_LOCKED: Final = frozenset({
+    OpenDocument, PushDocument, ResetRows, PutRecord, SetRecords, DropRecords, CheckRecords,
+    EndSessions, TakeRates,
+})
 _ACTIONS: Final[dict[type, Action]] = {
     UpdateRow: "update", DeleteRow: "delete", PushDocument: "update",
 }

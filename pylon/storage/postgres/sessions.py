@@ -8,14 +8,20 @@ statements, under the writers' lock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from pylon.clock import NS_PER_S, Clock
+from pylon.storage.auth_ops import Condition
 from pylon.storage.postgres.batch import Batch
 from pylon.storage.postgres.names import MARK_SEQUENCE
+from pylon.storage.postgres.record_rows import DIALECT
+from pylon.storage.postgres.system_reads import rows_of, text_of
 from pylon.storage.records import SessionRow
+from pylon.storage.sql import record_sql
 
 _MADE: Final = "session_made"
+_CHANGED: Final = "session_changed"
 ENDED: Final = "session_ended"
 
 _PUT: Final = (
@@ -87,6 +93,24 @@ class PostgresSessions:
         self._mark(ENDED, session_id)
         batch.overlay.put(batch.overlay.sessions, session_id, False)
         return int(known)
+
+    def end_sessions(
+        self, where: Sequence[Condition], keep: Sequence[str], limit: int | None
+    ) -> list[str]:
+        """See `SessionRows`."""
+        batch = self._batch
+        found = batch.scan(*record_sql.session_ids(DIALECT, where, keep, limit))
+        ended = [text_of(session_id) for (session_id,) in rows_of(found)]
+        if ended:
+            batch.gather(DROP_ALL, (ended, ENDED, self._clock.wall_ns() // NS_PER_S))
+            batch.changes_sessions = True
+        for session_id in ended:
+            batch.overlay.put(batch.overlay.sessions, session_id, False)
+        return ended
+
+    def mark_changed(self) -> None:
+        """Leave the mark of a change of sessions that stay."""
+        self._mark(_CHANGED, "")
 
     def _mark(self, kind: str, session_id: str) -> None:
         self._batch.gather(_MARK, (kind, session_id, self._clock.wall_ns() // NS_PER_S))

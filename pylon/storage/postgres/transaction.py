@@ -49,6 +49,7 @@ from pylon.storage.postgres.names import quote
 from pylon.storage.postgres.overlay import Check
 from pylon.storage.postgres.parameters import EncodedParameters, Parameter
 from pylon.storage.postgres.prefetch import EntityReads, Prefetch
+from pylon.storage.postgres.records import PostgresRecords
 from pylon.storage.postgres.sessions import PostgresSessions
 from pylon.storage.postgres.shards import PostgresShards
 from pylon.storage.postgres.statements import PipelineOutcome, Statement
@@ -85,6 +86,7 @@ class PostgresTransaction:
         self.log = PostgresLog(self._batch)
         self.documents = PostgresDocuments(self._batch)
         self.sessions = PostgresSessions(self._batch, clock)
+        self.records = PostgresRecords(self._batch, self.sessions)
         self.shards = PostgresShards(self._batch)
         self.shares_documents = True
         self.errors: tuple[type[Exception], ...] = (psycopg.Error, OutcomeUnknownError)

@@ -10,13 +10,13 @@ writers and the upkeep of both backends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pylon.errors import SHOWN_CHARS, InvalidValue
 from pylon.storage.auth_ops import Condition
-from pylon.storage.auth_tables import TABLE_BY_NAME, AuthTable, Column, Kind
+from pylon.storage.auth_tables import TABLE_BY_NAME, TABLES, AuthTable, Column, Kind
 
 _INT_MAX: Final = (1 << 63) - 1
 _TYPES: Final[dict[Kind, type]] = {"text": str, "int": int, "bytes": bytes, "bool": int}
@@ -25,15 +25,21 @@ _COMPARED: Final = frozenset({"=", "!=", "<", "<=", ">", ">="})
 
 @dataclass(frozen=True, slots=True)
 class RecordDialect:
-    """How a backend writes the values of records.
+    """How a backend writes tables of records, and their values.
 
     Attributes:
         mark: returns the mark of the n-th parameter (from 1) of a statement, for a kind of column.
         encode: returns a checked value as a parameter.
+        types: of columns.
+        volatile: the words for a table that a crash may empty.
+        suffix: of CREATE TABLE.
     """
 
     mark: Callable[[int, Kind], str]
     encode: Callable[[Kind, Any], Any]
+    types: Mapping[Kind, str]
+    volatile: str = "TABLE"
+    suffix: str = ""
 
 
 class RecordStatement(NamedTuple):
@@ -138,8 +144,27 @@ class _Parts:
         _check_value(table, column, value)
         return self.add(column.kind, value)
 
-    def where(self, table: AuthTable, where: Sequence[Condition]) -> str:
-        """Return the WHERE of conditions, with a space before it; "" for none."""
+    def where(
+        self, table: AuthTable, where: Sequence[Condition], expected: int | None = None
+    ) -> str:
+        """Return the WHERE of conditions, with a space before it; "" for none.
+
+        Args:
+            expected: the WHERE selects nothing if the conditions select another number.
+        """
+        text = self._where(table, where)
+        if expected is None:
+            return text
+        if expected < 1:
+            raise ValueError("use CheckRecords to expect no record")
+        again = self._where(table, where)
+        number = self.add("int", expected)
+        return (
+            f"{text} {'AND' if text else 'WHERE'} "
+            f"(SELECT count(*) FROM {table.sql_name}{again}) = {number}"
+        )
+
+    def _where(self, table: AuthTable, where: Sequence[Condition]) -> str:
         terms = []
         for condition in where:
             column = _column(table, condition.column)
@@ -151,7 +176,8 @@ class _Parts:
                 if condition.value is None:
                     raise ValueError(f'compare {column.name} with a null by "null"')
                 mark = self.add_checked(table, column.name, condition.value)
-                terms.append(f"{column.name} {condition.relation} {mark}")
+                sign = "<>" if condition.relation == "!=" else condition.relation
+                terms.append(f"{column.name} {sign} {mark}")
             else:
                 raise ValueError(f'there is no relation "{condition.relation}"')
         return f" WHERE {' AND '.join(terms)}" if terms else ""
@@ -169,3 +195,137 @@ def decode_row(
         column.name: None if value is None else decoders[column.kind](value)
         for column, value in zip(table.columns, values, strict=True)
     }
+
+
+def insert(
+    dialect: RecordDialect, table: AuthTable, values: Mapping[str, Any], *, replaces: bool
+) -> RecordStatement:
+    """Return the statement that inserts a record. It changes no row if the key, or a value that
+    must be unique, is taken.
+
+    Args:
+        replaces: replace the record that has the key.
+    """
+    if table.has_own_writes:
+        raise ValueError(f'records of "{table.name}" are made by an operation of their own')
+    unknown = values.keys() - table.by_column.keys()
+    if unknown:
+        raise ValueError(f'the auth table "{table.name}" has no columns {sorted(unknown)}')
+    parts = _Parts(dialect)
+    names = [column.name for column in table.columns]
+    marks = [parts.add_checked(table, name, values.get(name)) for name in names]
+    head = f"INSERT INTO {table.sql_name} ({', '.join(names)})"
+    if not replaces:
+        return parts.statement(f"{head} VALUES ({', '.join(marks)}) ON CONFLICT DO NOTHING")
+    # Only the key may be another record's, so the others are looked up first.
+    taken = []
+    for columns in table.unique:
+        same = [f"{name} = {parts.add_checked(table, name, values.get(name))}" for name in columns]
+        other = [f"{name} = {parts.add_checked(table, name, values[name])}" for name in table.key]
+        taken.append(
+            f"NOT EXISTS (SELECT 1 FROM {table.sql_name} WHERE {' AND '.join(same)} "
+            f"AND NOT ({' AND '.join(other)}))"
+        )
+    sets = ", ".join(f"{name} = excluded.{name}" for name in names if name not in table.key)
+    # SQLite needs a WHERE here to tell ON CONFLICT from a join.
+    return parts.statement(
+        f"{head} SELECT {', '.join(marks)} WHERE {' AND '.join(taken) or 'true'} "
+        f"ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {sets}"
+    )
+
+
+def update(
+    dialect: RecordDialect, table: AuthTable, where: Sequence[Condition],
+    values: Mapping[str, Any], added: Mapping[str, int], expected: int | None,
+) -> RecordStatement:
+    """Return the statement that sets columns, or changes no row where the conditions select
+    another number of records than `expected`."""
+    parts = _Parts(dialect)
+    fixed = {*table.key, *(name for names in table.unique for name in names)}
+    sets = []
+    for name, value in values.items():
+        sets.append(f"{name} = {parts.add_checked(table, name, value)}")
+    for name, number in added.items():
+        if _column(table, name).kind != "int" or name in values:
+            raise ValueError(f"nothing can be added to {table.name}.{name}")
+        sets.append(f"{name} = coalesce({name}, 0) + {parts.add_checked(table, name, number)}")
+    if not sets or fixed & {*values, *added}:
+        raise ValueError(f'an update of "{table.name}" sets columns, and none of its keys')
+    condition = parts.where(table, where, expected)
+    return parts.statement(f"UPDATE {table.sql_name} SET {', '.join(sets)}{condition}")
+
+
+def delete(
+    dialect: RecordDialect, table: AuthTable, where: Sequence[Condition], expected: int | None
+) -> RecordStatement:
+    """Return the statement that deletes records, or changes no row where the conditions select
+    another number of records than `expected`."""
+    if table.has_own_writes:
+        raise ValueError(f'records of "{table.name}" end by an operation of their own')
+    parts = _Parts(dialect)
+    condition = parts.where(table, where, expected)
+    return parts.statement(f"DELETE FROM {table.sql_name}{condition}")
+
+
+def session_ids(
+    dialect: RecordDialect, where: Sequence[Condition], keep: Sequence[str], limit: int | None
+) -> RecordStatement:
+    """Return the statement that finds the ids of the sessions that the conditions select, but those
+    of `keep`."""
+    table = TABLE_BY_NAME["sessions"]
+    parts = _Parts(dialect)
+    others = [Condition("session_id", "!=", session_id) for session_id in keep]
+    text = f"SELECT session_id FROM {table.sql_name}{parts.where(table, [*where, *others])}"
+    if limit is not None:
+        text += f" ORDER BY created_at, session_id LIMIT {parts.add('int', limit)}"
+    return parts.statement(text)
+
+
+def prunes(
+    dialect: RecordDialect, limit: int, now_s: int, kept_s: Mapping[str, int]
+) -> Iterator[RecordStatement]:
+    """Yield the statements that delete at most `limit` expired records of each table. Args: see
+    `pylon.storage.interface.Maintenance.prune_records`."""
+    for table in TABLES:
+        if table.expires is not None:
+            yield _prune(dialect, table, now_s - kept_s.get(table.name, 0), limit)
+
+
+def _prune(
+    dialect: RecordDialect, table: AuthTable, before_s: int, limit: int
+) -> RecordStatement:
+    parts = _Parts(dialect)
+    before = parts.add("int", before_s * table.expires_per_s)
+    last = parts.add("int", limit)
+    key = ", ".join(table.key)
+    return parts.statement(
+        f"DELETE FROM {table.sql_name} WHERE ({key}) IN (SELECT {key} FROM {table.sql_name} "
+        f"WHERE {table.expires} > 0 AND {table.expires} < {before} LIMIT {last})"
+    )
+
+
+def create_table(dialect: RecordDialect, table: AuthTable) -> str:
+    """Return the statement that makes a missing table."""
+    columns = [column_definition(dialect, column) for column in table.columns]
+    kind = dialect.volatile if table.is_volatile else "TABLE"
+    return (
+        f"CREATE {kind} IF NOT EXISTS {table.sql_name} ({', '.join(columns)}, "
+        f"PRIMARY KEY ({', '.join(table.key)})){dialect.suffix}"
+    )
+
+
+def column_definition(dialect: RecordDialect, column: Column) -> str:
+    """Return the name and the type of a column."""
+    return f"{column.name} {dialect.types[column.kind]}{'' if column.optional else ' NOT NULL'}"
+
+
+def create_indexes(table: AuthTable) -> dict[str, str]:
+    """Return the statements that make the missing indexes of a table, by their names."""
+    found = {}
+    for kind, groups in (("INDEX", table.indexes), ("UNIQUE INDEX", table.unique)):
+        for columns in groups:
+            name = f"{table.sql_name}_by_{'_'.join(columns)}"
+            found[name] = (
+                f"CREATE {kind} IF NOT EXISTS {name} ON {table.sql_name} ({', '.join(columns)})"
+            )
+    return found

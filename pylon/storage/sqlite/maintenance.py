@@ -11,7 +11,7 @@ thread at a time may call the other methods.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -33,7 +33,7 @@ from pylon.storage.records import (
     LogRetention,
     StoreSizes,
 )
-from pylon.storage.sqlite import log, sessions
+from pylon.storage.sqlite import log, records, sessions
 from pylon.storage.sqlite.checkpoints import Checkpoints, open_upkeep
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
@@ -81,6 +81,14 @@ class SqliteMaintenance:
         return self._run(lambda: self._batches.run_step(
             lambda: prune_sessions(self._rows, limit, now_s, unused_before_s)
         ))
+
+    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
+        """See `Maintenance`."""
+        return self._run(
+            lambda: self._batches.run_step(
+                lambda: records.prune(self._conn, limit, now_s, kept_s)
+            )
+        )
 
     def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
         """See `Maintenance`."""

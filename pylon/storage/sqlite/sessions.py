@@ -14,7 +14,10 @@ from collections.abc import Sequence
 
 import apsw
 
+from pylon.storage.auth_ops import Condition
 from pylon.storage.records import SessionRow
+from pylon.storage.sql import record_sql
+from pylon.storage.sqlite.records import DIALECT
 
 
 def put(conn: apsw.Connection, session: SessionRow) -> None:
@@ -37,6 +40,20 @@ def drop(conn: apsw.Connection, session_id: str) -> int:
     conn.execute("DELETE FROM _pylon_unused_guests WHERE session_id = ?", (session_id,))
     conn.execute("DELETE FROM _pylon_auth_sessions WHERE session_id = ?", (session_id,))
     return conn.changes()
+
+
+def end(
+    conn: apsw.Connection, where: Sequence[Condition], keep: Sequence[str], limit: int | None
+) -> list[str]:
+    """Remove the sessions that fulfil all conditions, but those of `keep`. Return their ids."""
+    text, parameters = record_sql.session_ids(DIALECT, where, keep, limit)
+    ended = [str(session_id) for (session_id,) in conn.execute(text, parameters)]
+    for table in ("_pylon_unused_guests", "_pylon_auth_sessions"):
+        conn.execute(
+            f"DELETE FROM {table} WHERE session_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(ended),),
+        )
+    return ended
 
 
 def mark_used(conn: apsw.Connection, session_ids: Sequence[str]) -> int:

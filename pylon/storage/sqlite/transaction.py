@@ -20,6 +20,7 @@ from pylon.manifest.model import Entity
 from pylon.policy.entity_rules import EntityRules
 from pylon.query.predicate import Predicate
 from pylon.query.words import text_fields
+from pylon.storage.auth_ops import Condition
 from pylon.storage.core.transaction import (
     DocumentKey,
     DoneOp,
@@ -38,6 +39,7 @@ from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_watch import FileWatch
 from pylon.storage.sqlite.instants import add_conversion, converting_source, is_converted
 from pylon.storage.sqlite.names import quote
+from pylon.storage.sqlite.records import SqliteRecords
 from pylon.storage.sqlite.search import SearchIndex
 from pylon.storage.sqlite.table import SqliteTable
 
@@ -67,6 +69,7 @@ class SqliteTransaction:
         self.log = _Log(conn)
         self.documents = _Documents(conn)
         self.sessions = _Sessions(conn)
+        self.records = SqliteRecords(conn)
         self.shards = _Shards(conn)
         self.maintenance = _Maintenance(conn)
         self.position = 0  # never read: a primitive fails at once, or not at all
@@ -262,6 +265,12 @@ class _Sessions:
     def drop_session(self, session_id: str) -> int:
         """See `SessionRows`."""
         return sessions.drop(self._conn, session_id)
+
+    def end_sessions(
+        self, where: Sequence[Condition], keep: Sequence[str], limit: int | None
+    ) -> list[str]:
+        """See `SessionRows`."""
+        return sessions.end(self._conn, where, keep, limit)
 
 
 class _Shards:

@@ -72,7 +72,8 @@ _FILL_VALUES: Final[dict[str, object]] = {
 }
 _OBJECTS: Final = (
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace "
-    "AND starts_with(relname, '_pylon_')"
+    "AND starts_with(relname, '_pylon_') AND NOT EXISTS (SELECT 1 FROM pg_index "
+    "WHERE indexrelid = pg_class.oid AND NOT indisvalid)"  # left by a killed start
 )
 _COLUMNS: Final = (
     "SELECT table_name, column_name FROM information_schema.columns "
@@ -139,6 +140,9 @@ def make_system_tables(session: BlockingSession) -> None:
             steps.change_table(
                 f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {column} {kind}", table
             )
+    for name, (table, statement) in ddl.SYSTEM_INDEXES.items():
+        if name not in present:
+            steps.make_index(name, statement, is_new=table not in present)
     if not present:
         session.execute(ddl.FIRST_HEAD)
     made_for = sha256("".join(FUNCTIONS).encode()).hexdigest()

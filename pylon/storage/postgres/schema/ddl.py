@@ -34,16 +34,19 @@ from pylon.schema.columns import (
     sort_index_name,
     unique_name,
 )
+from pylon.storage.auth_tables import TABLES
 from pylon.storage.postgres.names import (
     DOCUMENT_SEQUENCE,
     MARK_SEQUENCE,
     SEQ_SEQUENCE,
+    TEXT,
     WORDS_COLUMN,
     fitting_name,
     quote,
 )
+from pylon.storage.postgres.record_rows import DIALECT
+from pylon.storage.sql import record_sql
 
-TEXT: Final = 'TEXT COLLATE "C"'
 NEXT: Final = ";\n"  # between the statements of one text
 
 COLUMN_TYPES: Final[dict[FieldType, str]] = {
@@ -75,10 +78,7 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         PRIMARY KEY (identity, op_id))""",
     # Retention removes the oldest first; seqs ascend with time.
     "CREATE INDEX IF NOT EXISTS _pylon_op_ids_by_seq ON _pylon_op_ids (seq)",
-    f"""CREATE TABLE IF NOT EXISTS _pylon_auth_sessions (
-        session_id {TEXT} PRIMARY KEY, user_id {TEXT} NOT NULL, is_guest BOOLEAN NOT NULL,
-        created_at BIGINT NOT NULL, expires_at BIGINT NOT NULL, device {TEXT} NOT NULL,
-        tenant_id {TEXT})""",
+    *(record_sql.create_table(DIALECT, table) for table in TABLES),
     """CREATE INDEX IF NOT EXISTS _pylon_auth_sessions_by_expiry
         ON _pylon_auth_sessions (expires_at) WHERE expires_at > 0""",
     # Guests whose token no client has presented yet; dropped after limits.GUEST_UNUSED_S.
@@ -136,7 +136,16 @@ LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
     ("_pylon_shards", "lease", TEXT),
     ("_pylon_shards", "region", TEXT),
     ("_pylon_shards", "generation", "BIGINT NOT NULL DEFAULT 0"),
+    *(
+        (table.sql_name, column.name, DIALECT.types[column.kind])
+        for table in TABLES for column in table.columns if column.optional
+    ),
 )
+# By their names: table, statement. Made after the later columns, which some of them are over.
+SYSTEM_INDEXES: Final[dict[str, tuple[str, str]]] = {
+    name: (table.sql_name, statement)
+    for table in TABLES for name, statement in record_sql.create_indexes(table).items()
+}
 FIRST_HEAD: Final = (
     "INSERT INTO _pylon_change_seq (id, value) VALUES (1, 0) ON CONFLICT DO NOTHING"
 )

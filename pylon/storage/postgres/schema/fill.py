@@ -29,8 +29,8 @@ import orjson
 from pylon.schema.columns import JSON_COLUMN
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.functions import DECIMAL
-from pylon.storage.postgres.names import fitting_name, quote
-from pylon.storage.postgres.schema.ddl import TEXT, constant_text
+from pylon.storage.postgres.names import TEXT, fitting_name, quote
+from pylon.storage.postgres.schema.ddl import constant_text
 from pylon.storage.postgres.schema.live import has_table
 from pylon.storage.postgres.schema.online import OnlineSteps
 from pylon.storage.postgres.schema.results import ask

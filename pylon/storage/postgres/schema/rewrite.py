@@ -34,7 +34,7 @@ from pylon.schema.steps import REBUILDING, RESHAPING, Plan, Prepared
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.documents import DROP_ENTITY, TABLES
 from pylon.storage.postgres.epochs import open_epoch
-from pylon.storage.postgres.names import WORDS_COLUMN, fitting_name, quote
+from pylon.storage.postgres.names import TEXT, WORDS_COLUMN, fitting_name, quote
 from pylon.storage.postgres.parameters import Item
 from pylon.storage.postgres.registry import LIVING
 from pylon.storage.postgres.schema import ddl, history
@@ -231,7 +231,7 @@ class _Rebuild:
                 self._change(field)
         if "id" in changed:
             self._session.execute_script(
-                f"{self._alter} ALTER COLUMN id TYPE {ddl.TEXT} USING id::text"
+                f"{self._alter} ALTER COLUMN id TYPE {TEXT} USING id::text"
             )
         meta.put(self._session, f"shape:{entity.name}", changed_shape(entity))
 

@@ -43,6 +43,10 @@ from pylon.storage.sqlite.short_rows import note_short_rows
 from pylon.values import EntityCodec
 
 _LINEAGE_BYTES: Final = 16
+_COLUMNS: Final = (
+    "SELECT t.name, c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c "
+    "WHERE t.type = 'table' AND t.name LIKE '\\_pylon\\_%' ESCAPE '\\'"
+)
 _CHUNK_COLUMNS: Final = 500  # columns passed to one Python call; SQLite's limit is 1,000
 _FILL_VALUES: Final[dict[str, object]] = {"TEXT": "", "INTEGER": 0, "REAL": 0.0}
 
@@ -75,10 +79,12 @@ def make_system_tables(conn: apsw.Connection) -> None:
     checks_references = references_by_default(conn)
     for statement in ddl.SYSTEM_TABLES:
         conn.execute(statement)
+    columns = set(conn.execute(_COLUMNS))
     for table, column, statement in ddl.LATER_COLUMNS:
-        known = "SELECT 1 FROM pragma_table_info(?) WHERE name = ?"
-        if conn.execute(known, (table, column)).get is None:
+        if (table, column) not in columns:
             conn.execute(statement)
+    for statement in ddl.SYSTEM_INDEXES:
+        conn.execute(statement)
     conn.execute("INSERT OR IGNORE INTO _pylon_change_seq (id, value) VALUES (1, 0)")
     if checks_references:
         meta.put(conn, references.FACT, "check")

@@ -5,8 +5,8 @@ manifest's columns each has `_json`, the row's JSON text, which reads return wit
 `_seq`, the seq of the row's last change, which is its version (null: not known).
 
 Invariant: system tables are made with IF NOT EXISTS; an existing one only gets the columns of
-`LATER_COLUMNS`. So tables of the Rust server keep their form. Called by the modules of this
-package, and by `pylon.storage.sqlite.backup.restore`.
+`LATER_COLUMNS`, and then the indexes of `SYSTEM_INDEXES`. So tables of the Rust server keep their
+form. Called by the modules of this package, and by `pylon.storage.sqlite.backup.restore`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from pylon.schema.columns import (
     fold_column,
     fold_fields,
 )
+from pylon.storage.auth_tables import TABLES
+from pylon.storage.sql import record_sql
 from pylon.storage.sqlite.names import quote
+from pylon.storage.sqlite.records import DIALECT
 from pylon.values import fold_case
 
 FOLD_FUNCTION: Final = "pylon_fold"
@@ -54,10 +57,7 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         at INTEGER NOT NULL, digest TEXT, PRIMARY KEY (identity, op_id)) WITHOUT ROWID""",
     # Retention removes the oldest first; seqs ascend with time.
     "CREATE INDEX IF NOT EXISTS _pylon_op_ids_by_seq ON _pylon_op_ids (seq)",
-    """CREATE TABLE IF NOT EXISTS _pylon_auth_sessions (
-        session_id TEXT PRIMARY KEY NOT NULL, user_id TEXT NOT NULL, is_guest INTEGER NOT NULL,
-        created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, device TEXT NOT NULL,
-        tenant_id TEXT) WITHOUT ROWID""",
+    *(record_sql.create_table(DIALECT, table) for table in TABLES),
     """CREATE INDEX IF NOT EXISTS _pylon_auth_sessions_by_expiry
         ON _pylon_auth_sessions (expires_at) WHERE expires_at > 0""",
     # Guests whose token no client has presented yet; dropped after limits.GUEST_UNUSED_S.
@@ -91,12 +91,25 @@ SYSTEM_TABLES: Final[tuple[str, ...]] = (
         baseline TEXT NOT NULL, plan_json TEXT NOT NULL)""",
 )
 
+# After the later columns, which some of them are over.
+SYSTEM_INDEXES: Final[tuple[str, ...]] = tuple(
+    statement for table in TABLES for statement in record_sql.create_indexes(table).values()
+)
+
 # Columns that a table of an earlier version lacks: table, column, statement.
 LATER_COLUMNS: Final[tuple[tuple[str, str, str], ...]] = (
     ("_pylon_op_ids", "digest", "ALTER TABLE _pylon_op_ids ADD COLUMN digest TEXT"),
     (
         "_pylon_shards", "generation",
         "ALTER TABLE _pylon_shards ADD COLUMN generation INTEGER NOT NULL DEFAULT 0",
+    ),
+    *(
+        (
+            table.sql_name, column.name,
+            f"ALTER TABLE {table.sql_name} ADD COLUMN "
+            f"{record_sql.column_definition(DIALECT, column)}",
+        )
+        for table in TABLES for column in table.columns if column.optional
     ),
 )
 
