@@ -18,6 +18,8 @@ from pylon.clock import ManualClock, SystemClock
 from pylon.manifest.model import Manifest
 from pylon.migrate import move as moves
 from pylon.migrate.compare import TableReport
+from pylon.storage.auth_ops import Condition, PutRecord, SetRecords
+from pylon.storage.auth_tables import TABLES
 from pylon.storage.ops import MoveShard, OpenDocument, PutSession, PutShard
 from pylon.storage.sqlite.engine import SqliteEngine
 from pylon.storage.sqlite.transfer.manager import SqliteTransfer
@@ -82,6 +84,19 @@ def _write(engine: SqliteEngine, path: Path, tasks: int) -> None:
             f"{number:064x}", f"user-{number}", number % 2 == 0, 1_700_000_000, number * 10**9,
             "a browser", None if number else "tenant",
         )))
+    texts = {"text": "wörd\n", "int": 2**62, "bytes": b"\0\xff", "bool": 1}
+    for number in range(2):  # the second record of each table has nulls
+        ok(*apply(engine, *(
+            PutRecord(table.name, {
+                column.name: f"{number}" if column.name in table.key else texts[column.kind]
+                for column in table.columns if not (number and column.optional)
+            })
+            for table in TABLES if not (table.has_own_writes or (number and table.unique))
+        )))
+    ok(*apply(engine, SetRecords(
+        "sessions", [Condition("session_id", "=", f"{1:064x}")],
+        {"family": "f", "auth_time": 5, "methods": "password"},
+    )))
     ok(*apply(engine, PutShard("arena", 12, b"\0\x01\xff state"), MoveShard("hall", "2")))
 
 
