@@ -64,8 +64,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("workers", "workers.net", "workers.merge_sandbox", "workers.boot"),
     ("workers.hub",),
     (
-        "workers.http", "workers.ws", "workers.sse", "workers.shards", "workers.template",
-        "workers.__main__",
+        "workers.http", "workers.ws", "workers.sse", "workers.shards", "workers.identity",
+        "workers.template", "workers.__main__",
     ),
     ("supervisor",),
 )

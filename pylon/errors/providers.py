@@ -165,3 +165,23 @@ class RefreshFailed(PylonError):
 
     code = "REFRESH_FAILED"
     status = 502
+
+
+class InvalidIdToken(PylonError):
+    """The ID token of a native app failed a check: its signature, issuer, audience, time or nonce.
+
+    Remedy: send the ID token of a new sign-in, for a client id of PYLON_<NAME>_NATIVE_CLIENT_IDS.
+    """
+
+    code = "INVALID_ID_TOKEN"
+    status = 401
+
+
+class ProviderKeysUnavailable(PylonError):
+    """The keys of a sign-in provider cannot be fetched, so its ID tokens cannot be checked.
+
+    Remedy: try again later.
+    """
+
+    code = "PROVIDER_KEYS_UNAVAILABLE"
+    status = 502
