@@ -7,9 +7,11 @@ list holds words that mean in Pylon what they mean everywhere. Metaphors belong 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("pylon", "workers", "supervisor", "tests")
@@ -33,10 +35,26 @@ def plain_words() -> list[str]:
     return (ROOT / "tests" / "corpora" / "plain_words.txt").read_text().split()
 
 
-def sources() -> Iterator[tuple[Path, ast.Module]]:
+class Definition(NamedTuple):
+    """A class or a function of a source file."""
+
+    line: int
+    name: str
+    is_class: bool
+
+
+@functools.cache
+def sources() -> dict[Path, list[Definition]]:
+    """Return the definitions of every source file; the parsed files take too much memory."""
+    found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            yield path.relative_to(ROOT), ast.parse(path.read_text())
+            found[path.relative_to(ROOT)] = [
+                Definition(node.lineno, node.name, isinstance(node, ast.ClassDef))
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.ClassDef | ast.FunctionDef)
+            ]
+    return found
 
 
 def words_of(name: str) -> list[str]:
@@ -57,14 +75,14 @@ def stems(word: str) -> set[str]:
 
 def public_names() -> Iterator[tuple[str, str]]:
     """Yield (place, name) of each public class of the product, and of each module."""
-    for path, tree in sources():
+    for path, definitions in sources().items():
         if path.parts[0] == "tests":
             continue
         for part in path.with_suffix("").parts:
             yield str(path), part.strip("_")
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                yield f"{path}:{node.lineno}", node.name
+        for made in definitions:
+            if made.is_class and not made.name.startswith("_"):
+                yield f"{path}:{made.line}", made.name
 
 
 def test_names_of_classes_and_modules_are_made_of_known_words() -> None:
@@ -81,10 +99,9 @@ def test_names_of_classes_and_modules_are_made_of_known_words() -> None:
 
 def test_no_name_is_a_metaphor() -> None:
     found = [
-        f"{path}:{node.lineno}: {node.name}"
-        for path, tree in sources() for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef | ast.FunctionDef)
-        and not node.name.startswith("test_") and METAPHORS & set(words_of(node.name))
+        f"{path}:{made.line}: {made.name}"
+        for path, definitions in sources().items() for made in definitions
+        if not made.name.startswith("test_") and METAPHORS & set(words_of(made.name))
     ]
     assert not found, "\n".join(found)
 
