@@ -7,10 +7,11 @@ The algorithm is GCRA, a token bucket without refills: a cell holds the theoreti
 clock (spec/identity.md §4). The table is a file of 1 MiB in the runtime folder that every process
 maps. A cell's key is a salted 64-bit digest, so no client can choose the bucket of another one.
 
-Invariants: a take is atomic over all processes, by a record lock on the byte of its bucket; the
-kernel releases the locks of a process that dies. If a bucket stays locked (its owner was stopped),
-takes succeed, and the limiter counts them. In a full bucket a new key replaces the cell whose
-budget is nearest to full. A take never switches greenlets. Memory is fixed.
+Invariants: a take is atomic over all processes, by a record lock on the byte of its bucket, and so
+is a take of several keys, which spends all of them or none. A process takes locks in the order of
+their buckets; the kernel releases the locks of a process that dies. If a bucket stays locked (its
+owner was stopped), takes succeed, and the limiter counts them. In a full bucket a new key replaces
+the cell whose budget is nearest to full. A take never switches greenlets. Memory is fixed.
 
 Metrics: pylon_rate_limited_total, pylon_rate_limit_skipped_total, pylon_rate_limit_evictions_total.
 Called by the API and by the socket workers, one `RateLimiter` for each process.
@@ -25,9 +26,10 @@ import os
 import secrets
 import struct
 import time
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pylon import metrics
 from pylon.clock import Clock
@@ -45,6 +47,14 @@ _LOCK_WAIT_S: Final = 0.005  # a process that was stopped inside a take holds it
 _DEBT_WINDOWS: Final = 10
 _SPENT_KEYS: Final = 10_000  # that one process reports in one heartbeat
 _STUCK_S: Final = 1.0  # after a bucket stayed locked, takes do not wait for it this long
+
+
+class Take(NamedTuple):
+    """Units of one rate to spend, for a key of it (`RateLimiter.key`)."""
+
+    rate: Rate
+    key: int
+    units: float = 1
 
 
 class RateTable:
@@ -94,24 +104,49 @@ class RateTable:
             metrics.RATE_SKIPPED.inc()
             return -tolerance_s
         try:
-            offset = bucket * _BUCKET.size
-            cells = _BUCKET.unpack_from(self._map, offset)
-            keys, tats = cells[::2], cells[1::2]
-            if key in keys:
-                cell = keys.index(key)
-                tat_s = max(tats[cell], now_s)
-            else:
-                cell = tats.index(min(tats))
-                tat_s = now_s
-                if tats[cell] > now_s:
-                    metrics.RATE_EVICTED.inc()
-            wait_s: float = tat_s + units_s - now_s - tolerance_s
-            if wait_s > 0:
-                return wait_s
-            _CELL.pack_into(self._map, offset + cell * _CELL.size, key, tat_s + units_s)
+            offset, tat_s = self._find(key, now_s)
+            wait_s = tat_s + units_s - now_s - tolerance_s
+            if wait_s <= 0:
+                _CELL.pack_into(self._map, offset, key, tat_s + units_s)
             return wait_s
         finally:
             self._unlock(bucket)
+
+    def take_all(self, takes: Sequence[tuple[int, float, float]], now_s: float) -> list[float]:
+        """Spend units of several keys, if the rates of all of them allow it.
+
+        Args:
+            takes: the key, the `units_s` and the `tolerance_s` of each, as in `take`. No key comes
+                twice.
+
+        Returns:
+            What `take` would return of each. If one is above 0, nothing is spent.
+        """
+        locked: list[int] = []
+        try:
+            # In this order for all processes, so that no two wait for each other.
+            for bucket in sorted({take[0] % _BUCKETS for take in takes}):
+                if self._lock(bucket):
+                    locked.append(bucket)
+            waits_s = []
+            cells = []
+            for key, units_s, tolerance_s in takes:
+                if key % _BUCKETS in locked:
+                    offset, tat_s = self._find(key, now_s)
+                    waits_s.append(tat_s + units_s - now_s - tolerance_s)
+                    cells.append((offset, key, tat_s + units_s))
+                else:
+                    metrics.RATE_SKIPPED.inc()
+                    waits_s.append(-tolerance_s)
+            if max(waits_s) <= 0:
+                is_crowded = len(locked) < len(cells)  # two keys may have found one free cell
+                for offset, key, tat_s in cells:
+                    at = self._find(key, now_s)[0] if is_crowded else offset
+                    _CELL.pack_into(self._map, at, key, tat_s)
+            return waits_s
+        finally:
+            for bucket in locked:
+                self._unlock(bucket)
 
     def ahead_s(self, key: int, now_s: float) -> float:
         """Return how far a key's `tat` is ahead of the clock, without spending units.
@@ -145,6 +180,20 @@ class RateTable:
         self._map.close()
         if self._fd >= 0:
             os.close(self._fd)
+
+    def _find(self, key: int, now_s: float) -> tuple[int, float]:
+        """Return the offset of the cell that a key has or gets, and the key's `tat`."""
+        offset = key % _BUCKETS * _BUCKET.size
+        cells = _BUCKET.unpack_from(self._map, offset)
+        keys = cells[::2]
+        if key in keys:
+            cell = keys.index(key)
+            return offset + cell * _CELL.size, max(cells[2 * cell + 1], now_s)
+        tats = cells[1::2]
+        oldest_s = min(tats)
+        if oldest_s > now_s:
+            metrics.RATE_EVICTED.inc()
+        return offset + tats.index(oldest_s) * _CELL.size, now_s
 
     def _lock(self, bucket: int) -> bool:
         if self._fd < 0:
@@ -226,6 +275,37 @@ class RateLimiter:
         else:
             self._note_spent(key, units_s)
         return wait_s
+
+    def require_all(self, takes: Sequence[Take]) -> list[float]:
+        """Spend units of several rates, or of none if one of them does not allow it.
+
+        Args:
+            takes: of rates whose limits are not 0. No key comes twice.
+
+        Returns:
+            For each minus the time that restores what its subject may still spend.
+
+        Raises:
+            RateLimited: a rate does not allow it; the error tells of the one with the longest wait.
+        """
+        if not takes:
+            return []
+        now_s = self._clock.monotonic_s()
+        wanted = [(key, units * rate.interval_s, rate.tolerance_s) for rate, key, units in takes]
+        # PERF: one key without the sets of locks, 1 µs.
+        waits_s = (
+            self._table.take_all(wanted, now_s) if len(wanted) > 1
+            else [self._table.take(*wanted[0], now_s)]
+        )
+        longest_s = max(waits_s)
+        if longest_s > 0:
+            rate = takes[waits_s.index(longest_s)].rate
+            metrics.RATE_LIMITED.labels(rate.name).inc()
+            raise rate_limited(rate, longest_s)
+        if self._spent_s is not None:
+            for key, units_s, _ in wanted:
+                self._note_spent(key, units_s)
+        return waits_s
 
     def wait_s(self, rate: Rate, subject: str) -> float:
         """Return the seconds until one unit of a rate is available, without spending units."""

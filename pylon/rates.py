@@ -11,7 +11,7 @@ Called by the API and by the socket workers.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -33,15 +33,16 @@ class Rate:
     window_s: float
     burst: float | None = None
 
-    @property
-    def interval_s(self) -> float:
-        """Return the time in which one unit is restored, in seconds."""
-        return self.window_s / self.limit
+    # PERF: 0.5 µs of each take, computed once.
+    interval_s: float = field(init=False, repr=False, compare=False)
+    tolerance_s: float = field(init=False, repr=False, compare=False)
 
-    @property
-    def tolerance_s(self) -> float:
-        """Return how far the spent units may be ahead of the clock, in seconds."""
-        return self.quota * self.interval_s
+    def __post_init__(self) -> None:
+        """Compute the time in which one unit is restored, and how far the spent units may be ahead
+        of the clock, in seconds. Both are 0 of a rate that allows everything."""
+        interval_s = self.window_s / self.limit if self.limit > 0 else 0.0
+        object.__setattr__(self, "interval_s", interval_s)
+        object.__setattr__(self, "tolerance_s", self.quota * interval_s)
 
     @property
     def quota(self) -> float:

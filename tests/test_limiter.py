@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pylon import metrics
 from pylon.auth.forwarded import network_of
-from pylon.clock import ManualClock
+from pylon.clock import ManualClock, SystemClock
 from pylon.errors import RateLimited
-from pylon.limiter import RateLimiter, RateTable
+from pylon.limiter import RateLimiter, RateTable, Take
 from pylon.rates import Rate, address_subject, user_subject
 from tests.support.measured import total
 
@@ -37,6 +37,32 @@ sys.stdin.readline()
 allowed = sum(limiter.take(rate, "ip:192.0.2.1") == 0 for _ in range(1_000))
 [skipped] = metrics.RATE_SKIPPED.collect()[0].samples[:1]
 print(allowed - int(skipped.value))  # skipped takes were not spent
+"""
+
+PAIR_TAKER = """
+import sys
+from pathlib import Path
+from pylon import metrics
+from pylon.clock import SystemClock
+from pylon.errors import RateLimited
+from pylon.limiter import RateLimiter, RateTable, Take
+from pylon.rates import Rate
+limiter = RateLimiter(RateTable(Path(sys.argv[1])), SystemClock())
+wide, tight = Rate("wide", 1_000, 1e9), Rate("tight", 500, 1e9)
+pair = [Take(rate, limiter.key(rate, "user:a")) for rate in (wide, tight)]
+if sys.argv[2] == "1":
+    pair.reverse()
+print("ready", flush=True)
+sys.stdin.readline()
+allowed = 0
+for _ in range(1_000):
+    try:
+        limiter.require_all(pair)
+    except RateLimited:
+        continue
+    allowed += 1
+[skipped] = metrics.RATE_SKIPPED.collect()[0].samples[:1]
+print(allowed, int(skipped.value))
 """
 
 
@@ -136,6 +162,82 @@ def test_many_subjects_cost_no_memory_and_a_full_bucket_gives_up_the_fullest_bud
     for number in range(100_000):
         assert limiter.take(TEN_A_MINUTE, f"ip:{number}") == 0.0
     assert total(metrics.RATE_EVICTED) > before
+
+
+WIDE, TIGHT = Rate("wide", 1_000, 1e9), Rate("tight", 500, 1e9)
+
+
+def spent(table: RateTable, limiter: RateLimiter, rate: Rate, subject: str, now_s: float) -> int:
+    return round(table.ahead_s(limiter.key(rate, subject), now_s) / rate.interval_s)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_several_rates_are_spent_together_or_not_at_all(order: tuple[int, int]) -> None:
+    clock, table = ManualClock(), RateTable()
+    limiter = RateLimiter(table, clock)
+    wide, tight = Rate("wide", 100, 60.0), Rate("tight", 10, 60.0)
+    pair = [Take(wide, limiter.key(wide, "a"), 3), Take(tight, limiter.key(tight, "a"), 4)]
+    takes = [pair[number] for number in order]
+    assert sorted(limiter.require_all(takes)) == pytest.approx([-58.2, -36.0])
+    limiter.require_all(takes)
+    refused = total(metrics.RATE_LIMITED, rate="tight")
+    for _ in range(5):
+        with pytest.raises(RateLimited, match="tight") as caught:
+            limiter.require_all(takes)
+        assert caught.value.retry_after_s == 12
+    assert total(metrics.RATE_LIMITED, rate="tight") == refused + 5
+    now_s = clock.monotonic_s()
+    assert [spent(table, limiter, rate, "a", now_s) for rate in (wide, tight)] == [6, 8]
+    clock.advance(12.0)
+    limiter.require_all(takes)
+
+
+def test_new_keys_of_one_bucket_are_all_remembered() -> None:
+    table = RateTable()
+    keys = [1 + number * 8_192 for number in range(8)]  # as many as a bucket has cells
+    assert table.take_all([(key, 2.0, 10.0) for key in keys], 5.0) == [-8.0] * 8
+    assert [table.ahead_s(key, 5.0) for key in keys] == [2.0] * 8
+
+
+def test_other_nodes_learn_of_all_rates_that_were_spent_together() -> None:
+    clock = ManualClock()
+    limiter = RateLimiter(RateTable(), clock, is_shared=True)
+    takes = [Take(rate, limiter.key(rate, "a"), 400) for rate in (WIDE, TIGHT)]
+    limiter.require_all(takes)
+    with pytest.raises(RateLimited):
+        limiter.require_all(takes)
+    assert dict(limiter.take_spent()) == {
+        takes[0].key: pytest.approx(400e6), takes[1].key: pytest.approx(800e6)
+    }
+
+
+@pytest.mark.usefixtures("processes")
+def test_processes_spend_two_rates_together_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "rates"
+    takers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAIR_TAKER, str(path), str(number % 2)], cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for number in range(4)
+    ]
+    for taker in takers:
+        assert taker.stdout is not None
+        assert taker.stdout.readline() == "ready\n"
+    for taker in takers:
+        assert taker.stdin is not None
+        taker.stdin.write("go\n")
+        taker.stdin.flush()
+    counts = [tuple(map(int, taker.communicate(timeout=60)[0].split())) for taker in takers]
+    allowed, skipped = (sum(column) for column in zip(*counts, strict=True))
+    table, clock = RateTable(path), SystemClock()
+    limiter = RateLimiter(table, clock)
+    wide, tight = (
+        spent(table, limiter, rate, "user:a", clock.monotonic_s()) for rate in (WIDE, TIGHT)
+    )
+    assert tight == 500
+    # A take that passes a stuck bucket spends nothing there.
+    assert allowed - skipped <= wide <= allowed, "a refused request spent nothing"
 
 
 @pytest.mark.usefixtures("processes")

@@ -250,6 +250,56 @@ def test_a_transaction_is_refused_as_a_whole(tmp_path: Path) -> None:
         assert (never.status_code, never.json["error"]["code"]) == (400, "LIMIT_EXCEEDED")
 
 
+@pytest.mark.parametrize("is_tight_first", [True, False])
+def test_a_write_that_one_rule_refuses_spends_no_unit_of_another(
+    tmp_path: Path, is_tight_first: bool
+) -> None:
+    rules = [posts(limit=3, window="10s", name="tight", per="global"), posts(limit=5, window="1d")]
+    change = {"kind": "insert", "entity": "Note", "data": {"title": "t"}}
+    requests: list[tuple[str, Any]] = [
+        ("/api/entities/Note", {"title": "t"}),
+        ("/api/transact", [{"op": "insert", "entity": "Note", "data": {"title": "t"}}]),
+        ("/api/sync/push", {"changes": [change]}),
+    ]
+    with app_with(tmp_path, *(rules if is_tight_first else reversed(rules))) as server:
+        token = server.user("u1")
+        assert [insert(server, token) for _ in range(3)] == [201] * 3
+        for path, body in requests * 3:
+            answer = server.call("POST", path, body, token)
+            assert (answer.status_code, "app.tight" in answer.text) == (429, True)
+        server.clock.advance(10)
+        assert [insert(server, token) for _ in range(2)] == [201] * 2, "of five in a day"
+        assert insert(server, token) == 429
+
+
+def test_all_writes_of_a_transaction_count_for_one_rule_of_an_entity(tmp_path: Path) -> None:
+    with app_with(tmp_path, posts(match="entity:Note:write")) as server:
+        token = server.user("u1")
+        made = server.call("POST", "/api/entities/Note", {"title": "t"}, ADMIN_TOKEN).json
+        ops = [
+            {"op": "insert", "entity": "Note", "data": {"title": "t"}},
+            {"op": "update", "entity": "Note", "id": made["id"], "data": {"title": "u"}},
+        ]
+        never = server.call("POST", "/api/transact", ops * 2, token)
+        assert (never.status_code, never.json["error"]["code"]) == (400, "LIMIT_EXCEEDED")
+        assert server.call("POST", "/api/transact", ops, token).status_code == 200
+        assert server.call("POST", "/api/transact", ops, token).status_code == 429
+        assert insert(server, token) == 201
+
+
+def test_a_request_that_one_rule_of_its_path_refuses_spends_no_unit_of_another(
+    tmp_path: Path,
+) -> None:
+    rules = [
+        {"name": "tight", "match": "route:/api/entities", "per": "ip", "limit": 2, "window": "10s"},
+        {"name": "wide", "match": "route:/api/entities", "per": "ip", "limit": 3, "window": "1d"},
+    ]
+    with app_with(tmp_path, *reversed(rules)) as server:
+        assert statuses(server, 5, "/api/entities/Note") == [200] * 2 + [429] * 3
+        server.clock.advance(10)
+        assert statuses(server, 2, "/api/entities/Note") == [200, 429]
+
+
 def test_a_rule_for_a_path_counts_what_lies_below_it(tmp_path: Path) -> None:
     rule = {"name": "reads", "match": "route:/api/entities", "per": "ip", "limit": 2,
             "window": "10s", "burst": 4}

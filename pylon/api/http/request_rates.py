@@ -98,8 +98,10 @@ class RequestRates:
             self._spend(env, self._of_addresses, keys[0])
             if keys[1] is not None:
                 self._spend(env, self._of_sites, keys[1])
-        for rate, key in self._by_app.of_path(req.path, auth, lambda: address):
-            self._spend(env, rate, key)
+        if self._by_app.has_routes:
+            takes = self._by_app.of_path(req.path, auth, lambda: address)
+            for take, wait_s in zip(takes, self._limiter.require_all(takes), strict=True):
+                self._note_left(env, take.rate, wait_s)
 
     def admit_caller(self, env: dict[str, Any], caller: Caller) -> None:
         """Count a request for its user.
@@ -117,6 +119,10 @@ class RequestRates:
         wait_s = self._limiter.spend(rate, key)
         if wait_s > 0:
             raise rate_limited(rate, wait_s)
+        self._note_left(env, rate, wait_s)
+
+    def _note_left(self, env: dict[str, Any], rate: Rate, wait_s: float) -> None:
+        """Note the rate for the response, if its part that is left is the smallest."""
         left = -wait_s / rate.tolerance_s
         noted = env.get("pylon.rate")
         if left < self._told_below and (noted is None or left < noted[1]):
