@@ -24,6 +24,7 @@ from pylon.config import Config
 from pylon.disk_errors import start_error
 from pylon.errors import StartRefused
 
+KEY_FILE: Final = "secret.key"  # see `pylon.auth.secret_key`
 PRIVATE_UMASK: Final = 0o077
 _OTHERS_READ: Final = 0o004
 _OTHERS_WRITE: Final = 0o002
@@ -118,7 +119,7 @@ def data_dir_warnings(config: Config) -> list[str]:
             f"private: chmod 700 {folder}, or choose a folder of its own (PYLON_DB_PATH)"
         )
     paths = [db_path.with_name(db_path.name + suffix) for suffix in _FILES]
-    paths.append(folder / "secret.key")
+    paths.append(folder / KEY_FILE)
     if config.secret_key_file is not None:
         paths.append(Path(config.secret_key_file).absolute())
     readable = [

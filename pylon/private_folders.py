@@ -6,8 +6,8 @@ distinguish a dead folder from one in use (`collect_dead_folders`), also after a
 
 Invariants: a folder is removed only if this user owns it, no process holds its lock, and it
 contains only files that the caller names. Removal follows no symlink, and skips a folder without a
-lock file, because another process may be making it. Called by `pylon.bus.runtime` and
-`pylon.storage.sqlite.backend`.
+lock file, because another process may be making it. Called by `pylon.bus.runtime`,
+`pylon.storage.sqlite.backend` and `pylon.storage.bundle.encrypted`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -51,10 +52,15 @@ def make_private_folder(prefix: str, parent: Path | None = None) -> Path:
 
 
 def remove_private_folder(path: Path, patterns: Iterable[str]) -> None:
-    """Remove the files of `patterns` from a folder, and the folder if nothing else is in it."""
+    """Remove the files and empty folders of `patterns` from a folder, in their order, and the
+    folder if nothing else is in it."""
     for pattern in (*patterns, LOCK):
         for found in path.glob(pattern):
-            found.unlink(missing_ok=True)
+            if found.is_dir() and not found.is_symlink():
+                with suppress(OSError):  # it is not empty
+                    found.rmdir()
+            else:
+                found.unlink(missing_ok=True)
     fd = _held.pop(path, None)
     if fd is not None:
         os.close(fd)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from pylon.auth.keys import Keys
-from pylon.auth.secret_key import KEY_FILE, key_file_of, read_keys, settle_keys, write_key_file
+from pylon.auth.secret_key import key_file_of, read_keys, settle_keys, write_key_file
 from pylon.clock import SeededRandom, SystemClock
 from pylon.config import Config, load
+from pylon.data_dir import KEY_FILE
 from pylon.errors import SettingsRefused, StartRefused
 from pylon.manifest_loader import parse_manifest
 from pylon.policy.rules import compile_rules

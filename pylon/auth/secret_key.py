@@ -23,12 +23,11 @@ from typing import Final
 from pylon.auth.keys import KEY_BYTES, Keys
 from pylon.clock import RandomSource
 from pylon.config import Config
-from pylon.data_dir import give_to_owner, open_private, sync_path
+from pylon.data_dir import KEY_FILE, give_to_owner, open_private, sync_path
 from pylon.errors import StartRefused
 from pylon.setting_values import secret_key
 from pylon.storage.backend import Backend
 
-KEY_FILE: Final = "secret.key"
 _FILE_BYTES: Final = 4_096
 _FILE_KEYS: Final = 4
 

@@ -6,6 +6,9 @@ server (`supervisor.backups`), which counts backups and cancels a copy when it d
 Without a server `pylonctl` holds the lock of the data directory during the copy. On PostgreSQL no
 server is needed or disturbed; a server of this machine is told of the finished backup.
 
+With `--encrypt` the bundle in clear lies in a private folder of the data directory until it is
+encrypted (`pylon.storage.bundle.encrypted`).
+
 Invariants: no folder with a temporary name stays after an error, Ctrl-C or SIGTERM. `pylonctl`
 reports a backup as made only after it has checked the bundle under its final name.
 """
@@ -14,14 +17,17 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 import click
 
+from pylon.auth.secret_key import key_file_of
+from pylon.cli.bundle_options import opening_options, read_decryption, read_encryption
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
@@ -31,8 +37,15 @@ from pylon.control import ControlDialogue
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused, NotRunning, Unavailable
 from pylon.storage.backend import Backend
-from pylon.storage.backups import BackupManager, BackupRecord, BackupReport
+from pylon.storage.backups import BackupManager, BackupRecord, BackupReport, Progress
 from pylon.storage.bundle.contents import SQLITE, read_contents
+from pylon.storage.bundle.encrypted import (
+    Encryption,
+    create_encrypted,
+    is_encrypted,
+    make_workspace,
+    open_encrypted,
+)
 from pylon.storage.bundle.record import write_record
 from pylon.storage.factory import open_dump_backups, open_store, open_store_at
 
@@ -47,23 +60,107 @@ _PROGRESS_EVERY_S: Final = 0.2
     help="verify: also restore a bundle of PostgreSQL into a database of its own, on the server of "
     "DATABASE_URL, and compare every table.",
 )
+@click.option(
+    "--encrypt", is_flag=True, help="Encrypt the bundle with a passphrase (format: age)."
+)
+@click.option(
+    "--recipient", multiple=True, metavar="age1…",
+    help="Encrypt the bundle for this age recipient; may be repeated.",
+)
+@opening_options
 @dev_flag
 @json_flag
-def backup(words: tuple[str, ...], deep: bool, dev: bool) -> None:
+def backup(
+    words: tuple[str, ...], deep: bool, encrypt: bool, recipient: tuple[str, ...],
+    passphrase_file: Path | None, identity: Path | None, dev: bool,
+) -> None:
     """Write a backup bundle to DIR, also while the server runs; or verify the one in DIR."""
     if words[0] == "verify" and len(words) == 2:
+        if encrypt or recipient:
+            raise click.UsageError("--encrypt and --recipient are not of: verify FOLDER")
         source = Path(words[1])
-        report = _backups_for(source, deep=deep, dev=dev).verify(source, deep=deep)
+        data_dir = read_settings(dev=dev).config.data_dir if is_encrypted(source) else None
+        with end_by_signals(), open_bundle(source, data_dir, passphrase_file, identity) as plain:
+            report = _backups_for(plain, deep=deep, dev=dev).verify(plain, deep=deep)
+        report = replace(report, source=str(source))
         result(report.to_json(), f"{words[1]} is sound: seq {report.seq}, made {report.created_at}")
         return
+    if identity is not None:
+        raise click.UsageError("--identity is of: verify FOLDER")
     if deep:
         raise click.UsageError("--deep is of: verify FOLDER --deep")
     if len(words) != 1:
         raise click.UsageError("give one folder, or: verify FOLDER")
     target = Path(words[0]).absolute()
-    with _end_by_signals():
-        made = _make_backup(read_settings(dev=dev).config, target)
+    config = read_settings(dev=dev).config
+    encryption = read_encryption(
+        encrypt=encrypt, recipients=recipient, passphrase_file=passphrase_file
+    )
+    with end_by_signals():
+        made = _make_backup(config, _Bundle(config, open_store(config), target, encryption))
+    if not made.secret_key:
+        note(_missing_key_text(config))
     result(made.to_json(), f"{target}: seq {made.seq}, {made.size_bytes} bytes")
+
+
+@contextmanager
+def open_bundle(
+    source: Path, data_dir: Path | None, passphrase_file: Path | None, identity: Path | None
+) -> Iterator[Path]:
+    """Give the bundle in clear: `source` itself, or a copy that is removed after the block.
+
+    Args:
+        data_dir: where the copy may be; None: in the system's folder for temporary files.
+
+    Raises:
+        BackupRefused: what opens it is not given. BackupInvalid: it does not open.
+    """
+    if not is_encrypted(source):
+        if passphrase_file is not None or identity is not None:
+            raise BackupRefused(f"{source} is no encrypted bundle: leave the option out")
+        yield source
+        return
+    decryption = read_decryption(source, passphrase_file=passphrase_file, identity=identity)
+    with make_workspace(data_dir) as plain:
+        open_encrypted(source, decryption, plain)
+        yield plain
+
+
+def _missing_key_text(config: Config) -> str:
+    if config.secret_key_file is not None:
+        place = f"in {config.secret_key_file} (PYLON_SECRET_KEY_FILE)"
+    elif config.secret_key is not None or config.database_url is not None:
+        place = "in the environment (PYLON_SECRET_KEY)"
+    else:
+        return "the bundle has no secret key: the server has not made one yet"
+    return f"the bundle does not have the secret key, which is {place}: keep a copy of it elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """The bundle to make: from what, where, and for whom."""
+
+    config: Config
+    store: Backend
+    target: Path
+    encryption: Encryption | None
+
+    def create(
+        self, manifest: Path, on_progress: Progress | None = None,
+        on_copied: Callable[[], None] | None = None,
+    ) -> BackupReport:
+        """Make it. See `BackupManager.create`."""
+
+        def create(target: Path) -> BackupReport:
+            return self.store.backups.create(
+                target, manifest, on_progress, on_copied, key_file=key_file_of(self.config)
+                if self.config.secret_key_file is None else None,
+            )
+
+        if self.encryption is None:
+            return create(self.target)
+        with make_workspace(self.config.data_dir) as plain:
+            return create_encrypted(self.target, self.encryption, plain, create)
 
 
 def _backups_for(source: Path, *, deep: bool, dev: bool) -> BackupManager:
@@ -83,26 +180,26 @@ def _backups_for(source: Path, *, deep: bool, dev: bool) -> BackupManager:
     return open_store(config).backups
 
 
-def _make_backup(config: Config, target: Path) -> BackupReport:
-    store, path = open_store(config), Path(config.db_path).absolute()
+def _make_backup(config: Config, bundle: _Bundle) -> BackupReport:
+    store, path = bundle.store, Path(config.db_path).absolute()
     if not store.backups.holds_log:
-        return _make_beside_server(config, store, target)
+        return _make_beside_server(config, bundle)
     if config.in_memory:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to back up")
     if not store.exists():
         raise BackupRefused(f"there is no database at {path} (PYLON_DB_PATH)")
     try:
         with lock_data_dir(path):
-            report = store.backups.create(target, Path(config.manifest).absolute())
+            report = bundle.create(Path(config.manifest).absolute())
             _record(store, report)
             return report
     except DataDirLocked:
         dialogue = require_running(config).control().open_dialogue("backup")
     with dialogue:
-        return _Copy(dialogue, store).make(target)
+        return _Copy(dialogue, bundle).make()
 
 
-def _make_beside_server(config: Config, store: Backend, target: Path) -> BackupReport:
+def _make_beside_server(config: Config, bundle: _Bundle) -> BackupReport:
     """Make the bundle of a store that needs no server of Pylon. A server that runs here is told
     once it is made, for its metrics."""
     told_s = _clock.monotonic_s()
@@ -113,7 +210,7 @@ def _make_beside_server(config: Config, store: Backend, target: Path) -> BackupR
             told_s = _clock.monotonic_s()
             note(f"{remaining} of {tables} tables left")
 
-    report = store.backups.create(target, Path(config.manifest).absolute(), tell)
+    report = bundle.create(Path(config.manifest).absolute(), tell)
     try:
         with require_running(config).control().open_dialogue("backup") as dialogue:
             dialogue.receive_line()
@@ -122,33 +219,31 @@ def _make_beside_server(config: Config, store: Backend, target: Path) -> BackupR
             dialogue.receive_line()
     except (NotRunning, Unavailable):
         if Path(config.db_path).parent.is_dir():
-            _record(store, report)
+            _record(bundle.store, report)
     return report
 
 
 class _Copy:
     """Copies the database of a running server, in a dialogue with its supervisor."""
 
-    def __init__(self, dialogue: ControlDialogue, store: Backend) -> None:
+    def __init__(self, dialogue: ControlDialogue, bundle: _Bundle) -> None:
         self._dialogue = dialogue
-        self._store = store
+        self._bundle = bundle
         self._printed_s = _clock.monotonic_s()
 
-    def make(self, target: Path) -> BackupReport:
+    def make(self) -> BackupReport:
         """Make the bundle and return the report.
 
         Raises:
             Unavailable: another backup runs, or the server cancels this one.
         """
         manifest = Path(self._dialogue.receive_line()["manifest"])
-        report = self._store.backups.create(
-            target, manifest, self._print_progress, self._report_copied
-        )
+        report = self._bundle.create(manifest, self._print_progress, self._report_copied)
         try:
             self._dialogue.send_line(report=report.to_json())
             self._dialogue.receive_line()
         except NotRunning:  # the server has ended; the bundle is complete without it
-            _record(self._store, report)
+            _record(self._bundle.store, report)
         return report
 
     def _print_progress(self, remaining: int, pages: int) -> None:
@@ -188,7 +283,7 @@ def _record(store: Backend, report: BackupReport) -> None:
 
 
 @contextmanager
-def _end_by_signals() -> Iterator[None]:
+def end_by_signals() -> Iterator[None]:
     """Have SIGTERM and SIGHUP end the block as Ctrl-C does, so that it removes partial files."""
 
     def end(number: int, _frame: FrameType | None) -> None:

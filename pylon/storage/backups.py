@@ -31,6 +31,8 @@ class BackupReport:
     created_at: str
     size_bytes: int
     duration_s: float
+    secret_key: bool = False  # whether the bundle has the key file
+    encrypted: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """spec/http.md §8.1 (`ok`, `target`, `db`, `manifest`, `uploaded_files`) and ours."""
@@ -64,6 +66,7 @@ class RestoreReport:
     lineage: str
     replaced: tuple[str, ...]  # files kept under new names
     unreadable: str  # why the replaced database could not be read; "" if it could
+    secret_key: bool = False  # whether the key file was put back
 
     def to_json(self) -> dict[str, Any]:
         """spec/http.md §8.1 (`ok`, `source`, `db`, `manifest`, `restored_files`) and ours."""
@@ -90,12 +93,13 @@ class BackupManager(Protocol):
 
     def create(
         self, target: Path, manifest: Path | None, on_progress: Progress | None = None,
-        on_copied: Callable[[], None] | None = None,
+        on_copied: Callable[[], None] | None = None, *, key_file: Path | None = None,
     ) -> BackupReport:
         """Write a bundle of one commit to a folder that is missing or empty, while others write.
 
         Args:
             manifest: the app's manifest; None, or a missing file, is left out.
+            key_file: the file with the secret key; None, or a missing file, is left out.
             on_progress: called now and then; the copy ends with what it raises.
             on_copied: called once the store is no longer read.
 
@@ -118,8 +122,8 @@ class BackupManager(Protocol):
         """
 
     def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
-        """Replace the data and the manifest by those of a bundle. The caller holds the lock of the
-        data directory. What was replaced is kept under another name.
+        """Replace the data, the manifest and the key file by those of a bundle. The caller holds
+        the lock of the data directory. What was replaced is kept under another name.
 
         Args:
             replace: False: refuse it where there are data.

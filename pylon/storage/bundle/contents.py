@@ -4,6 +4,7 @@
     pylon.db        of SQLite: the database, one file, at one commit (sessions are in it)
     pylon.dump      of PostgreSQL: the app's schema at one commit, as `pg_dump -Fc` writes it
     manifest.json   the app's manifest
+    secret.key      the secret key, if it lies in the data directory
     MANIFEST.json   sizes and SHA-256 of the other files; head seq, lineage, schema hash, time
 
 Invariants: `MANIFEST.json` is written last. Its format 1, of earlier versions, is read too: it

@@ -17,7 +17,7 @@ import msgspec
 
 from pylon import __version__
 from pylon.clock import Clock, SystemRandom
-from pylon.data_dir import sync_path
+from pylon.data_dir import KEY_FILE, sync_path
 from pylon.errors import BackupInvalid, BackupRefused
 from pylon.storage.backups import BackupReport
 from pylon.storage.bundle.contents import (
@@ -35,13 +35,15 @@ _CHUNK_BYTES: Final = 1024 * 1024
 
 
 def create_bundle(
-    target: Path, manifest_path: Path | None, clock: Clock, copy_data: Callable[[Path], Facts]
+    target: Path, manifest_path: Path | None, clock: Clock, copy_data: Callable[[Path], Facts],
+    key_file: Path | None = None,
 ) -> BackupReport:
     """Write a bundle to the folder `target`, which must be missing or empty.
 
     Args:
         manifest_path: the app's manifest; the bundle has none if the path is None or missing.
         copy_data: writes the data file into a folder, checks it, and returns its facts.
+        key_file: the file with the secret key; the bundle has none if it is None or missing.
 
     Raises:
         BackupRefused: the target exists and is not empty.
@@ -56,7 +58,10 @@ def create_bundle(
     folder.mkdir(mode=0o700)
     try:
         created_at = datetime.fromtimestamp(clock.wall_ns() // 10**9, UTC).isoformat()
-        contents = _fill(folder, manifest_path, created_at, copy_data(folder))
+        facts = copy_data(folder)
+        if key_file is not None and key_file.is_file():
+            shutil.copyfile(key_file, folder / KEY_FILE)
+        contents = _fill(folder, manifest_path, created_at, facts)
         try:
             folder.rename(target)  # replaces an empty folder, fails on one that is not
         except OSError as ex:
@@ -76,6 +81,7 @@ def create_bundle(
         created_at=contents.created_at,
         size_bytes=contents.size_bytes,
         duration_s=round(clock.monotonic_s() - started_s, 3),
+        secret_key=KEY_FILE in contents.files,
     )
 
 

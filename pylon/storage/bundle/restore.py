@@ -5,6 +5,7 @@ Invariant: a restore deletes nothing. Called by the restores of each store.
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pylon.clock import Clock, SystemRandom
-from pylon.data_dir import sync_path
+from pylon.data_dir import give_to_owner, sync_path
 
 _MANIFEST_MODE: Final = 0o644
 
@@ -31,6 +32,35 @@ def find_free_stamp(is_taken: Callable[[str], bool], clock: Clock) -> str:
 def kept_path(path: Path, stamp: str) -> Path:
     """Return the name under which a replaced file is kept."""
     return path.with_name(f"{path.name}.replaced-{stamp}")
+
+
+def put_key_file(new: Path, path: Path, stamp: str) -> list[str]:
+    """Replace the file with the secret key by that of a bundle. Return the names of kept files.
+
+    Raises:
+        OSError: the disk failed; the old file is still in its place.
+    """
+    text = new.read_bytes()
+    replaced: list[str] = []
+    copy = path.with_name(f".{path.name}.{SystemRandom().token_hex(4)}")
+    fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(text)
+            file.flush()
+            give_to_owner(fd, path)
+            os.fsync(fd)
+        if path.is_file():
+            if path.read_bytes() == text:
+                return []
+            kept = kept_path(path, stamp)
+            os.link(path, kept)
+            replaced.append(str(kept))
+        copy.rename(path)
+    finally:
+        copy.unlink(missing_ok=True)
+    sync_path(path.parent)
+    return replaced
 
 
 def put_manifest(new: Path, manifest_path: Path, stamp: str) -> list[str]:

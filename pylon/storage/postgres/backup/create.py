@@ -36,6 +36,7 @@ _SESSION: Final = Limits(lock_ms=10_000, statement_ms=0, idle_in_transaction_ms=
 def create_backup(
     url: str, manifest_path: Path | None, target: Path, clock: Clock,
     on_progress: Progress | None = None, on_copied: Callable[[], None] | None = None,
+    key_file: Path | None = None,
 ) -> BackupReport:
     """Write a bundle of the URL's schema to the folder `target`, which must be missing or empty.
 
@@ -68,7 +69,7 @@ def create_backup(
                 on_copied()
             return whole
 
-        return create_bundle(target, manifest_path, clock, copy_data)
+        return create_bundle(target, manifest_path, clock, copy_data, key_file)
 
 
 def _export_snapshot(conn: Connection) -> str:

@@ -37,6 +37,7 @@ def create_backup(
     clock: Clock,
     on_progress: Progress | None = None,
     on_copied: Callable[[], None] | None = None,
+    key_file: Path | None = None,
 ) -> BackupReport:
     """Write a bundle of `db_path` to the folder `target`, which must be missing or empty.
 
@@ -46,6 +47,7 @@ def create_backup(
         on_progress: called after each step with the pages left and the total pages; an
             exception that it raises ends the copy.
         on_copied: called after the last read of the database.
+        key_file: the file with the secret key; the bundle has none if it is None or missing.
 
     Raises:
         BackupRefused: the target exists and is not empty, or there is no database.
@@ -64,7 +66,7 @@ def create_backup(
             bundle.check_integrity(conn)
             return replace(bundle.read_facts(conn), server_version=apsw.sqlite_lib_version())
 
-    return create_bundle(target, manifest_path, clock, copy_data)
+    return create_bundle(target, manifest_path, clock, copy_data, key_file)
 
 
 def copy_database(source_path: Path, target_path: Path, on_progress: Progress | None) -> None:

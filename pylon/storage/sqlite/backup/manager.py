@@ -27,11 +27,11 @@ class SqliteBackups:
 
     def create(
         self, target: Path, manifest: Path | None, on_progress: Progress | None = None,
-        on_copied: Callable[[], None] | None = None,
+        on_copied: Callable[[], None] | None = None, *, key_file: Path | None = None,
     ) -> BackupReport:
         """See `BackupManager`."""
         return create_backup(
-            self._path, manifest, target, self._clock, on_progress, on_copied
+            self._path, manifest, target, self._clock, on_progress, on_copied, key_file
         )
 
     def verify(self, source: Path, *, deep: bool = False) -> VerifyReport:

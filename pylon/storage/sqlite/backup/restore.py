@@ -21,12 +21,17 @@ from typing import Final
 import apsw
 
 from pylon.clock import Clock, SystemRandom
-from pylon.data_dir import give_path_to_owner, sync_path
+from pylon.data_dir import KEY_FILE, give_path_to_owner, sync_path
 from pylon.errors import BackupInvalid
 from pylon.storage.backups import RestoreReport
 from pylon.storage.bundle.contents import APP_MANIFEST, Facts, read_contents
 from pylon.storage.bundle.create import entry_of
-from pylon.storage.bundle.restore import find_free_stamp, kept_path, put_manifest
+from pylon.storage.bundle.restore import (
+    find_free_stamp,
+    kept_path,
+    put_key_file,
+    put_manifest,
+)
 from pylon.storage.sqlite import log
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.backup.verify import verify_backup
@@ -50,7 +55,10 @@ def restore_backup(
     db_path = db_path.absolute()
     db_path.parent.mkdir(parents=True, exist_ok=True)
     stamp = find_free_stamp(
-        lambda tried: any(kept_path(path, tried).exists() for path in (db_path, manifest_path)),
+        lambda tried: any(
+            kept_path(path, tried).exists()
+            for path in (db_path, manifest_path, db_path.with_name(KEY_FILE))
+        ),
         clock,
     )
     old, unreadable = _checkpoint_old_database(db_path)
@@ -70,6 +78,9 @@ def restore_backup(
     has_manifest = (source / APP_MANIFEST).is_file()
     if has_manifest:
         replaced += put_manifest(source / APP_MANIFEST, manifest_path.absolute(), stamp)
+    has_key = (source / KEY_FILE).is_file()
+    if has_key:
+        replaced += put_key_file(source / KEY_FILE, db_path.with_name(KEY_FILE), stamp)
     sync_path(db_path.parent)
     return RestoreReport(
         source=str(source),
@@ -78,6 +89,7 @@ def restore_backup(
         lineage=verified.lineage,
         replaced=tuple(replaced),
         unreadable=unreadable,
+        secret_key=has_key,
     )
 
 
