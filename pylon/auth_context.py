@@ -56,10 +56,16 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """The caller of a request: its context, and its session id if it has a session."""
+    """The caller of a request: its context, and of its session, if it has one, the id, the family,
+    and when the user last proved who they are.
+
+    The sessions of a family have the same sockets and cursors, since they differ in the token only.
+    """
 
     auth: AuthContext
     session_id: str | None = None
+    family: str | None = None
+    auth_time_s: int = 0  # Unix time
 
 
 ANONYMOUS = AuthContext()

@@ -5,8 +5,8 @@ be written to. It drops old change events, expired sessions and unused guests in
 (`Maintenance`), between the writer's transactions. The bounds of events are a count and a number of
 bytes. Events of the last two minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR`
 times its bytes. The age of events comes from the monotonic clock, so that a wall clock that jumps
-neither ends the retention nor drops young events. The flusher also marks guests as used that
-workers saw for the first time, and converts datetimes of earlier versions (`conversion`).
+neither ends the retention nor drops young events. The flusher also writes the notes of sessions in
+use (`pylon.auth.session_life`), and converts datetimes of earlier versions (`conversion`).
 `flush_all` writes everything back at the end of a drain.
 
 Metrics: pylon_changelog_size_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions.
@@ -21,8 +21,10 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon import limits, log, metrics
+from pylon.auth.session_life import SessionLife, session_life
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
+from pylon.manifest.model import AuthConfig
 from pylon.storage.interface import Maintenance
 from pylon.storage.records import LogRetention
 from supervisor.conversion import DatetimeConversion
@@ -31,6 +33,7 @@ _log = log.get_logger("flusher")
 _PERIOD_S: Final = 1.0
 _STOP_PATIENCE_S: Final = 5.0
 _CUT_LOGGED_EVERY_S: Final = 30.0
+_DEFAULT_LIFE: Final = session_life(AuthConfig())
 
 
 class Flusher:
@@ -39,6 +42,7 @@ class Flusher:
     def __init__(
         self, maintenance: Maintenance, keep_events: int, clock: Clock,
         keep_bytes: int = sys.maxsize, *, leads: Callable[[], bool] = lambda: True,
+        life: SessionLife = _DEFAULT_LIFE,
     ) -> None:
         """
         Args:
@@ -49,6 +53,7 @@ class Flusher:
         self._keep_events = keep_events
         self._keep_bytes = keep_bytes
         self._leads = leads
+        self._life = life
         self._clock = clock
         self.store_problem: str | None = None
         self._begun_mono_s = clock.monotonic_s()
@@ -58,8 +63,8 @@ class Flusher:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
         self._pruned_at_s = clock.monotonic_s()
-        self._used_guests: set[str] = set()
-        self._used_guests_lock = threading.Lock()
+        self._used_sessions: set[str] = set()
+        self._used_sessions_lock = threading.Lock()
         self._sessions_counted_s = float("-inf")
         self.conversion = DatetimeConversion(maintenance, clock)
         self.oldest_seq = 0
@@ -169,17 +174,20 @@ class Flusher:
         for kind, count in self.sessions.items():
             metrics.SESSIONS.labels(kind).set(count)
 
-    def note_used_guests(self, session_ids: list[str]) -> None:
-        """Mark these guests as used in the next round; from any thread."""
-        with self._used_guests_lock:
-            if len(self._used_guests) < limits.USED_GUESTS:  # others come again
-                self._used_guests.update(session_ids)
+    def note_used_sessions(self, session_ids: list[str]) -> None:
+        """Note the use of these sessions in the next round; from any thread."""
+        with self._used_sessions_lock:
+            if len(self._used_sessions) < limits.USED_SESSIONS:  # others come again
+                self._used_sessions.update(session_ids)
 
-    def _mark_used_guests(self) -> None:
-        with self._used_guests_lock:
-            noted, self._used_guests = list(self._used_guests), set()
+    def _note_used(self) -> None:
+        with self._used_sessions_lock:
+            noted, self._used_sessions = list(self._used_sessions), set()
+        note = self._life.note(self._clock.wall_ns() // NS_PER_S)
         for start in range(0, len(noted), limits.SESSION_STEP):
-            self._maintenance.mark_sessions_used(noted[start : start + limits.SESSION_STEP])
+            self._maintenance.note_sessions_used(
+                noted[start : start + limits.SESSION_STEP], note
+            )
 
     def _collect_sessions(self) -> None:
         """Drop what has expired, and guests that were never used. A step is small because a
@@ -198,7 +206,7 @@ class Flusher:
         while not self._ending.wait(_PERIOD_S):
             try:
                 self.look()
-                self._mark_used_guests()
+                self._note_used()
                 if not self._leads():
                     failing = False
                     continue
@@ -217,7 +225,7 @@ class Flusher:
                     _log.exception("flusher.failed", error=ex)
                 failing = True
         try:
-            self._mark_used_guests()
+            self._note_used()
         except PylonError as ex:
-            _log.warning("guests.not_marked", error=ex.message,
-                         hint="they are marked when they come again")
+            _log.warning("sessions.not_noted", error=ex.message,
+                         hint="their use is noted when they come again")

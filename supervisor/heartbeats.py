@@ -42,18 +42,18 @@ class Heartbeats:
 
     def __init__(
         self, clock: Clock, changed: Callable[[], None],
-        used_guests: Callable[[list[str]], None] = lambda _: None,
+        used_sessions: Callable[[list[str]], None] = lambda _: None,
         spent_rates: Callable[[list[tuple[int, float]]], None] = lambda _: None,
     ) -> None:
         """
         Args:
             changed: the thread calls it when the readiness or the pid of a worker changes.
-            used_guests: the thread calls it with the guests that a heartbeat names.
+            used_sessions: the thread calls it with the sessions that a heartbeat names.
             spent_rates: the thread calls it with what clients have spent of their rates.
         """
         self._clock = clock
         self._changed = changed
-        self._used_guests = used_guests
+        self._used_sessions = used_sessions
         self._spent_rates = spent_rates
         self._lock = threading.Lock()
         self._beats: dict[tuple[str, str], Beat] = {}
@@ -90,8 +90,8 @@ class Heartbeats:
             if before is not None and before.pid != beat.pid:
                 self._replaced.append(before)  # its successor was quicker than `forget_dead`
             self._merged.update(status)
-        if status.used_guests:
-            self._used_guests(status.used_guests)
+        if status.used_sessions:
+            self._used_sessions(status.used_sessions)
         if status.spent_rates:
             self._spent_rates(status.spent_rates)
         if before is None or (before.ready, before.pid) != (beat.ready, beat.pid):

@@ -22,6 +22,7 @@ from typing import Any, Final
 import pylon
 from pylon import log
 from pylon.auth.secret_key import settle_keys
+from pylon.auth.session_life import session_life
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
 from pylon.bus.status import StatusReceiver
@@ -232,7 +233,7 @@ def _assemble(
     stack.callback(writer.stop)
     flusher = Flusher(
         engine.maintenance, config.change_log_retain, clock, config.change_log_retain_bytes,
-        leads=lambda: nodes is None or nodes.leads,
+        leads=lambda: nodes is None or nodes.leads, life=session_life(manifest.auth),
     )
     flusher.start()
     stack.callback(flusher.stop)
@@ -249,7 +250,7 @@ def _assemble(
         stack.callback(nodes.stop)
         node_rates.open(runtime.rates)
     heartbeats = Heartbeats(
-        clock, lambda: events.put(RolesChanged()), flusher.note_used_guests,
+        clock, lambda: events.put(RolesChanged()), flusher.note_used_sessions,
         _ignore_rates if node_rates is None else node_rates.note,
     )
     heartbeats.start(StatusReceiver(runtime))

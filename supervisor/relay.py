@@ -118,8 +118,8 @@ class Relay:
         self._publisher.publish_if_due()
         if report.has_documents:
             self._signals.send(DocumentsChanged())
-        for session_id in report.ended_sessions:
-            self._signals.send(SessionRevoked(session_id))
+        for family in report.ended_families:
+            self._signals.send(SessionRevoked(family, is_certain=False))
         metrics.CHANGELOG_SEQ.set(self._source.head)
         metrics.RELAY_LAG_SEQS.set(self._source.lag_seqs)
         metrics.RELAY_LAG_SECONDS.set(self._source.behind_s)

@@ -160,11 +160,11 @@ def ws_changes(*events: ChangeEvent) -> list[Change]:
     return [Change(event) for event in ChangeBatch(0, list(events)).events]
 
 
-def test_close_session_takes_that_session_s_sockets(hub: Hub) -> None:
+def test_close_family_takes_that_family_s_sockets(hub: Hub) -> None:
     mine = [Peer(hub, ANONYMOUS, "s1") for _ in range(2)]
     other = Peer(hub, ANONYMOUS, "s2")
-    assert hub.close_session("s1", 4401, "session revoked") == 2
-    assert hub.close_session("nobody", 4401, "") == 0
+    assert hub.close_family("s1", 4401, "session revoked") == 2
+    assert hub.close_family("nobody", 4401, "") == 0
     for peer in mine:
         assert peer.received() == frames.encode_close(4401, "session revoked")
     assert other.connection.is_open

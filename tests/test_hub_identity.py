@@ -56,7 +56,7 @@ def test_each_event_is_judged_once_by_the_identity_of_its_time(
         elif what == "become":
             number, auth, session_id = value
             if peers[number].connection.is_open:
-                hub.change_caller(peers[number].connection, Caller(auth, session_id))
+                hub.change_caller(peers[number].connection, Caller(auth, session_id, session_id))
         elif what == "join" and value not in joined and peers[value].connection.is_open:
             hub.join(peers[value].connection)
             joined.add(value)
@@ -69,14 +69,14 @@ def test_each_event_is_judged_once_by_the_identity_of_its_time(
     # Every session knows its connections, and none that has gone.
     for session_id in ("s", "t"):
         mine = sum(
-            peer.connection.is_open and peer.connection.caller.session_id == session_id
+            peer.connection.is_open and peer.connection.caller.family == session_id
             for peer in peers
         )
         for peer in peers:
             if not peer.connection.is_open:
                 peer.connection.abort()
-        assert hub.close_session(session_id, 4401, "") == mine
+        assert hub.close_family(session_id, 4401, "") == mine
     for peer in peers:
         peer.connection.abort()
         peer.socket.close()
-    assert (len(hub), hub.contexts, hub.session_ids()) == (0, 0, [])
+    assert (len(hub), hub.contexts, hub.families()) == (0, 0, [])

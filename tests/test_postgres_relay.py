@@ -89,7 +89,7 @@ class Follower:
     def turn(self, timeout_s: float = 0.0) -> None:
         report = self.source.receive(timeout_s)
         self.batches += report.batches
-        self.ended += report.ended_sessions
+        self.ended += report.ended_families
         self.documents += report.has_documents
 
     def follow_to(self, seq: int) -> None:

@@ -22,7 +22,7 @@ from pylon.storage.ops import (
     OpenDocument,
     PutSession,
 )
-from pylon.storage.records import LogRetention
+from pylon.storage.records import LogRetention, SessionNote
 from pylon.values import EntityCodec
 from tests.support.storage import (
     BOB,
@@ -258,7 +258,7 @@ def test_sessions_are_pruned_with_marks(writers: Writers) -> None:
         PutSession("guest", "g", True, 1, 0, ""), PutSession("used", "h", True, 1, 0, ""),
     )
     upkeep = writers.b.maintenance
-    assert upkeep.mark_sessions_used(["used", "new"]) == 1
+    assert upkeep.note_sessions_used(["used", "new"], SessionNote(0, -1, 0, 0)) == 1
     assert upkeep.prune_sessions(10, 100) == 2
     assert upkeep.prune_sessions(10, 100) == 0
     ended = writers.sql.execute("SELECT key FROM _pylon_marks WHERE kind = 'session_ended'")

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from pylon import config as settings
+from pylon.app import build_app
 from pylon.auth.session_cache import SessionCache
 from pylon.auth.tokens import new_session_token, session_id_of
 from pylon.auth_context import ADMIN
@@ -41,7 +42,7 @@ READS: dict[str, Callable[[Reader], object]] = {
     "newest": lambda reader: reader.newest_events(10),
     "void": lambda reader: reader.void_ranges(),
     "session": lambda reader: reader.session("none"),
-    "ends": lambda reader: reader.session_ends(["none"]),
+    "ends": lambda reader: reader.family_ends(["none"]),
     "document": lambda reader: reader.document("Task", row_id(1)),
     "updates": lambda reader: reader.document_updates(0, 10),
     "shard": lambda reader: reader.shard("none"),
@@ -90,7 +91,9 @@ def test_a_revocation_during_a_look_up_is_not_forgotten(
     token = new_session_token(SystemRandom())
     apply(engine, PutSession(session_id_of(token), "ada", False, 0, 0, ""))
     store = RemoteStore(pool)
-    cache: SessionCache[str] = SessionCache(settings.load({}).config, store, clock)
+    cache: SessionCache[str] = SessionCache(
+        build_app(settings.load({}).config, MANIFEST), store, clock
+    )
 
     def revoke() -> None:
         apply(engine, DropSession(session_id_of(token)))

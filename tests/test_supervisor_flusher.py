@@ -354,9 +354,9 @@ def test_guests_that_nobody_used_are_collected_after_a_day(
 
     writer, local = start_writer(store)
     assert left() == {"guest0": True, "guest1": True, "guest2": True, "user": False}
-    flusher.note_used_guests(["guest0", "guest1"])
-    flusher.note_used_guests(["guest1", "unknown"])
-    flusher._mark_used_guests()
+    flusher.note_used_sessions(["guest0", "guest1"])
+    flusher.note_used_sessions(["guest1", "unknown"])
+    flusher._note_used()
     assert left() == {"guest0": False, "guest1": False, "guest2": True, "user": False}
     store.clock.advance(limits.GUEST_UNUSED_S)
     flusher._collect_sessions()

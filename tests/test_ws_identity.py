@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pylon.auth.sessions import new_session
+from pylon.auth.issue import SessionIssuer
+from pylon.auth.session_life import SessionLife
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock, SystemRandom
 from tests.support.stage import ADMIN_TOKEN, Stage, Worker
@@ -122,10 +123,8 @@ def test_a_lost_revocation_is_found_in_the_store(stage: Stage, ws: Worker) -> No
 
 
 def test_a_session_that_expires_closes_its_sockets(stage: Stage, ws: Worker) -> None:
-    made = new_session(
-        "ada", is_guest=False, device="test", tenant_id=None, expires_in_s=2,
-        clock=SystemClock(), random=SystemRandom(),
-    )
+    issuer = SessionIssuer(SessionLife(2, 0, is_sliding=False), SystemClock(), SystemRandom())
+    made = issuer.issue("ada", device="test")
     stage.write(made.put)
     client = connect(stage, ws, made.token)
     assert client.read_close() == (4401, "session expired")

@@ -27,7 +27,7 @@ from gevent.hub import get_hub
 from pylon import config as settings
 from pylon import log, metrics
 from pylon.app import App, load_app
-from pylon.auth.session_cache import UsedGuests
+from pylon.auth.session_cache import UsedSessions
 from pylon.bus.child import ChildEnv
 from pylon.bus.messages import WorkerStatus
 from pylon.bus.runtime import Runtime
@@ -66,7 +66,7 @@ class WorkerContext:
     reader_pool: Store
     clock: Clock
     limiter: RateLimiter
-    used_guests: UsedGuests = field(default_factory=UsedGuests)
+    used_sessions: UsedSessions = field(default_factory=UsedSessions)
     status_changed: Event = field(default_factory=Event)  # set to report a readiness at once
 
 
@@ -201,7 +201,7 @@ def run_status(
                     ready=ready(),
                     connections=connections(),
                     metrics=metrics.take_changes(),
-                    used_guests=booted.used_guests.take_all(),
+                    used_sessions=booted.used_sessions.take_all(),
                     spent_rates=booted.limiter.take_spent(),
                 )
             )

@@ -17,6 +17,7 @@ import falcon
 from falcon.routing import CompiledRouter
 
 from pylon.api.admin import openapi, reset, system
+from pylon.api.admin import sessions as admin_sessions
 from pylon.api.data import (
     actions,
     aggregate,
@@ -35,7 +36,7 @@ from pylon.api.http.middleware import RequestMiddleware
 from pylon.api.http.route_access import Methods, RouteAccess
 from pylon.api.http.routing import SINK, EncodedSlashes
 from pylon.api.http.static_files import PREFIX, StaticFiles
-from pylon.api.identity import sessions
+from pylon.api.identity import refresh, session_list, sessions
 from pylon.api.realtime import matchmaking, pubsub, rooms, shards
 from pylon.api.services import Services
 from pylon.api.sync import documents, pull, push
@@ -86,7 +87,23 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
                 "DELETE": access.SESSION_WRITE,
             },
         ),
-        ("/api/auth/refresh", sessions.Refresh(identity), {"POST": access.SESSION_WRITE}),
+        ("/api/auth/refresh", refresh.Refresh(identity), {"POST": access.SESSION_WRITE}),
+        (
+            "/api/auth/sessions", session_list.SessionList(identity),
+            {"GET": access.OPEN, "DELETE": access.SESSION_WRITE},
+        ),
+        (
+            "/api/auth/sessions/{session_id}", session_list.OneSession(identity),
+            {"DELETE": access.SESSION_WRITE},
+        ),
+        (
+            "/api/admin/auth/sessions", admin_sessions.AdminSessions(identity),
+            {"GET": access.ADMIN_READ},
+        ),
+        (
+            "/api/admin/sessions/purge", admin_sessions.SessionPurge(identity),
+            {"POST": access.ADMIN_WRITE},
+        ),
         ("/api/auth/providers", sessions.Providers(), {"GET": access.OPEN}),
         (
             "/api/entities/{entity}", entities.EntityList(data),

@@ -12,21 +12,21 @@ from typing import Final
 # In this order: a browser's user agent names its ancestors too (Edge says Chrome and Safari).
 _BROWSERS: Final = (
     ("Edg", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("FxiOS", "Firefox"),
-    ("CriOS", "Chrome"), ("Chrome/", "Chrome"), ("Safari/", "Safari"), ("curl/", "curl"),
+    ("CriOS", "Chrome"), ("Chrome/", "Chrome"), ("Safari/", "Safari"),
 )
 _SYSTEMS: Final = (
     ("iPhone", "iOS"), ("iPad", "iPadOS"), ("Android", "Android"), ("Windows", "Windows"),
     ("Mac OS X", "macOS"), ("CrOS", "ChromeOS"), ("Linux", "Linux"),
 )
-_UNKNOWN: Final = "Unknown device"
 
 
 def device_label(user_agent: str | None) -> str:
-    """Return the label of a User-Agent header, for example ``Chrome on macOS``."""
+    """Return the label of a User-Agent header, for example ``Chrome on macOS``; "" if it names
+    neither a browser nor a system."""
     if not user_agent:
-        return _UNKNOWN
+        return ""
     browser = next((label for mark, label in _BROWSERS if mark in user_agent), None)
     system = next((label for mark, label in _SYSTEMS if mark in user_agent), None)
     if browser and system:
         return f"{browser} on {system}"
-    return browser or system or _UNKNOWN
+    return browser or system or ""

@@ -1,4 +1,4 @@
-"""Cache of recently resolved sessions, keyed by credentials.
+"""Cache of recently resolved sessions, keyed by credentials; and the notes of their use.
 
 Invariants: an entry expires `limits.SESSION_CACHE_S` after the store was read, and at the session's
 end. So a revoked session ends everywhere within a second, even if its signal was lost. The cache
@@ -16,21 +16,24 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from pylon import limits
+from pylon.app import App
+from pylon.auth.session_life import ROTATION_GRACE_S, is_over, session_life
 from pylon.auth.sessions import count_again, resolve
 from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
-from pylon.config import Config
 from pylon.storage.interface import Reader, Store, read_settled
 from pylon.storage.records import SessionRow
 
 Credentials = TypeVar("Credentials")  # the key: header values, or a token
 
 
-class UsedGuests:
-    """Guests that presented their token for the first time since the last heartbeat.
+class UsedSessions:
+    """Sessions whose use is to be noted in the store, since the last heartbeat.
 
-    The heartbeat reports them to the supervisor. Bound: `limits.USED_GUESTS`. A guest beyond the
-    bound, or of a lost heartbeat, is noted with its next request.
+    These are guests that presented their token for the first time, and sessions whose last noted
+    use is old (`SessionLife.needs_note`). The heartbeat reports them to the supervisor, whose
+    flusher writes the notes. Bound: `limits.USED_SESSIONS`. A session beyond the bound, or of a
+    lost heartbeat, is noted with its next request.
     """
 
     __slots__ = ("_session_ids",)
@@ -39,7 +42,7 @@ class UsedGuests:
         self._session_ids: set[str] = set()
 
     def add(self, session_id: str) -> None:
-        if len(self._session_ids) < limits.USED_GUESTS:
+        if len(self._session_ids) < limits.USED_SESSIONS:
             self._session_ids.add(session_id)
 
     def take_all(self) -> list[str]:
@@ -51,21 +54,22 @@ class UsedGuests:
 class SessionCache(Generic[Credentials]):
     """The cache of one process."""
 
-    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_stale_s", "_store",
-                 "_used_guests")
+    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_life", "_stale_s",
+                 "_store", "_used_sessions")
 
     def __init__(
-        self, config: Config, store: Store, clock: Clock,
-        ends: Callable[[str, float], None] | None = None, used_guests: UsedGuests | None = None,
+        self, app: App, store: Store, clock: Clock,
+        ends: Callable[[str, float], None] | None = None, used_sessions: UsedSessions | None = None,
     ) -> None:
         """
         Args:
-            ends: called for each session with an end that is looked up: its id, and its end in
-                monotonic seconds.
-            used_guests: receives the guests that the store has as unused.
+            ends: called for each session with an end that is looked up: its family, and its
+                end in monotonic seconds.
+            used_sessions: receives the sessions whose use is to be noted.
         """
-        self._used_guests = UsedGuests() if used_guests is None else used_guests
-        self._config = config
+        self._used_sessions = UsedSessions() if used_sessions is None else used_sessions
+        self._config = app.config
+        self._life = session_life(app.manifest.auth)
         self._store = store
         self._clock = clock
         self._ends = ends
@@ -81,8 +85,14 @@ class SessionCache(Generic[Credentials]):
         count_again()
         return known[0]
 
-    def look_up(self, carried: Credentials, token: str | None) -> Caller:
+    def look_up(
+        self, carried: Credentials, token: str | None,
+        on_prolonged: Callable[[], None] | None = None,
+    ) -> Caller:
         """Resolve `token` in the store, and cache the caller under `carried`.
+
+        Args:
+            on_prolonged: called if this use prolongs the session, so that its cookie lasts longer.
 
         Switches greenlets as `Store.point` does. From its return to the caller's next switch no
         revocation that this process has seen is missing.
@@ -97,13 +107,16 @@ class SessionCache(Generic[Credentials]):
         def session_of(session_id: str) -> SessionRow | None:
             nonlocal until_s
             session = self._read(session_id)
-            if session is not None and session.is_unused:
-                self._used_guests.add(session_id)
+            if session is not None:
+                self._note_use(session, on_prolonged)
+            if session is not None and session.rotated_at_s:
+                grace_s = session.rotated_at_s + ROTATION_GRACE_S - clock.wall_ns() / NS_PER_S
+                until_s = min(until_s, now_s + grace_s)
             if session is not None and session.expires_at_s:
                 left_s = (session.expires_at_s * NS_PER_S - clock.wall_ns()) / NS_PER_S
                 until_s = min(until_s, now_s + left_s)
                 if self._ends is not None:
-                    self._ends(session_id, now_s + left_s)
+                    self._ends(session.family, now_s + left_s)
             return session
 
         caller = resolve(token, self._config, session_of, clock)
@@ -118,6 +131,16 @@ class SessionCache(Generic[Credentials]):
         """Clear the cache, because a session may have been revoked."""
         self._known.clear()
         self._forgotten += 1
+
+    def _note_use(self, session: SessionRow, on_prolonged: Callable[[], None] | None) -> None:
+        now_s = self._clock.wall_ns() // NS_PER_S
+        if is_over(session, now_s):
+            return
+        needs_note = self._life.needs_note(session, now_s)
+        if needs_note or session.is_unused:
+            self._used_sessions.add(session.session_id)
+        if needs_note and on_prolonged is not None and self._life.can_prolong(session, now_s):
+            on_prolonged()
 
     def _read(self, session_id: str) -> SessionRow | None:
         """Return the session as no revocation that was seen meanwhile can have changed it."""

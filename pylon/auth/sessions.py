@@ -1,36 +1,28 @@
-"""Sessions: resolves a token to a caller, and makes new sessions (spec/http.md §4.1, §4.2).
+"""Sessions: resolves a token to a caller (spec/http.md §4.1, §4.2; spec/identity.md §1.1).
 
-Invariants: the caller of an unknown, malformed or expired token is anonymous; such a token is no
-error. The lifetime of a session is fixed when it is made. No session gives the rights of the
-administrator: only an admin token does, and only in a header (or a WebSocket's subprotocol).
+Invariants: the caller of an unknown, malformed, expired or replaced token is anonymous; such a
+token is no error. No session gives the rights of the administrator: only an admin token does, and
+only in a header (or a WebSocket's subprotocol).
 
-Called for each request and each socket handshake. `PutSession` and `DropSession` are operations of
-the writer.
+Called for each request and each socket handshake. `pylon.auth.issue` makes sessions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pylon import metrics
-from pylon.auth.tokens import (
-    UnprivilegedToken,
-    is_session_token,
-    new_session_token,
-    same_token,
-    session_id_of,
-)
+from pylon.auth.session_life import is_over
+from pylon.auth.tokens import UnprivilegedToken, is_session_token, same_token, session_id_of
 from pylon.auth_context import (
     ADMIN,
     ANONYMOUS,
     AuthContext,
     Caller,
 )
-from pylon.clock import NS_PER_S, Clock, RandomSource, SystemClock
+from pylon.clock import NS_PER_S, Clock, SystemClock
 from pylon.config import Config
-from pylon.storage.ops import PutSession
 from pylon.storage.records import SessionRow
 
 ANONYMOUS_CALLER: Final = Caller(ANONYMOUS)
@@ -42,14 +34,6 @@ _ATTEMPTS: Final = {
 }
 
 SessionLookup = Callable[[str], SessionRow | None]
-
-
-@dataclass(frozen=True, slots=True)
-class NewSession:
-    """A session to store, and its token, which only its owner receives."""
-
-    token: str
-    put: PutSession
 
 
 def resolve(
@@ -73,14 +57,14 @@ def resolve(
     if session is None:
         _ATTEMPTS["unknown"].inc()
         return ANONYMOUS_CALLER
-    if session.expires_at_s and session.expires_at_s * NS_PER_S <= clock.wall_ns():
+    if is_over(session, clock.wall_ns() / NS_PER_S):
         _ATTEMPTS["expired"].inc()
         return ANONYMOUS_CALLER
     _ATTEMPTS["session"].inc()
     auth = AuthContext(
         user_id=session.user_id, is_guest=session.is_guest, tenant_id=session.tenant_id
     )
-    return Caller(auth, session.session_id)
+    return Caller(auth, session.session_id, session.family, session.auth_time_s)
 
 
 def is_admin_token(token: str, config: Config) -> bool:
@@ -92,32 +76,3 @@ def is_admin_token(token: str, config: Config) -> bool:
 def count_again() -> None:
     """Count a caller that `SessionCache` has found without `resolve`."""
     _ATTEMPTS["session"].inc()
-
-
-def new_session(
-    user_id: str,
-    *,
-    is_guest: bool,
-    device: str,
-    tenant_id: str | None,
-    expires_in_s: int,
-    clock: Clock,
-    random: RandomSource,
-) -> NewSession:
-    """Return a new session for `user_id`. Store it before the client receives the token.
-
-    Args:
-        expires_in_s: lifetime from now in seconds; 0 means no end.
-    """
-    token = new_session_token(random)
-    now_s = clock.wall_ns() // NS_PER_S
-    put = PutSession(
-        session_id=session_id_of(token),
-        user_id=user_id,
-        is_guest=is_guest,
-        created_at_s=now_s,
-        expires_at_s=now_s + expires_in_s if expires_in_s else 0,
-        device=device,
-        tenant_id=tenant_id,
-    )
-    return NewSession(token, put)

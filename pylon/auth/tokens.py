@@ -23,6 +23,7 @@ from pylon.errors import InvalidApiKey, InvalidJwt
 
 _PREFIX: Final = "pylon_"
 _FORM: Final = re.compile(r"pylon_[0-9a-f]{64}")
+_HINT_CHARS: Final = 8
 _BEARER: Final = "bearer"
 _API_KEY: Final = "pk."
 _JWT: Final = re.compile(r"ey[^.]*\.[^.]*\.[^.]*")
@@ -41,6 +42,11 @@ class UnprivilegedToken(str):
 def new_session_token(random: RandomSource) -> str:
     """Return a new session token: `pylon_` and 64 hex characters."""
     return _PREFIX + random.token_hex(32)
+
+
+def token_hint(token: str) -> str:
+    """Return the first characters of a token, which lists of sessions show."""
+    return token[:_HINT_CHARS]
 
 
 def is_session_token(token: str) -> bool:

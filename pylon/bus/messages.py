@@ -27,7 +27,11 @@ from pylon.storage.ops import WriteReply, WriteRequest
 
 
 class SessionRevoked(msgspec.Struct, frozen=True, tag="session_revoked"):
-    session_id: str
+    """A family of sessions has ended. Without `is_certain` a session of it has, for example one
+    whose token was replaced long ago: receivers ask the store about the family."""
+
+    family: str
+    is_certain: bool = True
 
 
 class DocumentsChanged(msgspec.Struct, frozen=True, tag="documents_changed"):
@@ -75,7 +79,7 @@ Signal = SessionRevoked | DocumentsChanged | RolesReport | NodeState
 
 class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     """A heartbeat, every one or two seconds: alive, ready, the process's metrics, and the sessions
-    of guests whose tokens it saw for the first time."""
+    whose use is to be noted."""
 
     role: str
     worker: str  # unique name of the process within the role, e.g. "1"
@@ -83,7 +87,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, array_like=True):
     ready: bool
     connections: int
     metrics: list[Family]
-    used_guests: list[str] = []
+    used_sessions: list[str] = []
     spent_rates: list[tuple[int, float]] = []  # see `pylon.limiter.RateLimiter.take_spent`
 
 

@@ -127,11 +127,11 @@ class CursorHints:
         self._rotate_at_s = begin_s + self._step_s
 
 
-def hint_key(session_id: str | None, address: str) -> int:
-    """Return the key of a client: a 64-bit digest of its session id, or else of its address.
+def hint_key(family: str | None, address: str) -> int:
+    """Return the key of a client: a 64-bit digest of its family of sessions, or of its address.
 
     Clients with equal digests share their hints. That is safe, because the smallest counts.
     """
-    name = f"s:{session_id}" if session_id is not None else f"ip:{address}"
+    name = f"s:{family}" if family is not None else f"ip:{address}"
     # Never 0: `hint_journal.NO_KEY` marks records that are no hints.
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") or 1

@@ -57,6 +57,17 @@ class SessionExpired(PylonError):
     status = 401
 
 
+class ReauthRequired(PylonError):
+    """The change needs a fresh proof of who the user is, and the last one is too old
+    (`auth.reauth_s` of the manifest).
+
+    Remedy: call POST /api/auth/reauth with the password or a code, or sign in again.
+    """
+
+    code = "REAUTH_REQUIRED"
+    status = 403
+
+
 class Forbidden(PylonError):
     """The route is for admins, and the caller is not one.
 

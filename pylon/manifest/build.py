@@ -191,7 +191,7 @@ def _policy(raw: dict[str, Any]) -> Policy:
 def _auth(raw: dict[str, Any]) -> AuthConfig:
     user, session = raw.get("user") or {}, raw.get("session") or {}
     password = raw.get("password") or {}
-    expires_in_s = session.get("expires_in")
+    expires_in_s, max_age_s = session.get("expires_in"), session.get("max_age")
     default = AuthConfig()
     return AuthConfig(
         user_entity=user.get("entity") or default.user_entity,
@@ -199,6 +199,9 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         hide=tuple(user.get("hide") or ()),
         admin_field=user.get("admin_field") or None,
         session_expires_in_s=default.session_expires_in_s if expires_in_s is None else expires_in_s,
+        session_max_age_s=default.session_max_age_s if max_age_s is None else max_age_s,
+        is_session_sliding=session.get("sliding") is not False,
+        reauth_s=raw.get("reauth_s") or default.reauth_s,
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
         password_min_chars=password.get("min_length") or default.password_min_chars,
     )

@@ -132,7 +132,12 @@ AUTH: Final = Object(
         "user": Object(
             {}, {"entity": STRING, "expose": STRINGS, "hide": STRINGS, "admin_field": STRING}
         ),
-        "session": Object({}, {"expires_in": _LIFE_S}, {"cookie_cache": ""}),
+        "session": Object(
+            {}, {"expires_in": _LIFE_S, "max_age": _LIFE_S, "sliding": BOOL}, {"cookie_cache": ""}
+        ),
+        "reauth_s": Scalar(
+            int, "a whole number of seconds from 60 to 86400", minimum=60, maximum=86_400
+        ),
         "password": Object({}, {"min_length": _MIN_LENGTH}),
         "trusted_origins": STRINGS,
     },

@@ -279,6 +279,9 @@ class AuthConfig:
     expose: tuple[str, ...] = ()
     hide: tuple[str, ...] = ()
     session_expires_in_s: int = 2_592_000  # 0: never
+    session_max_age_s: int = 7_776_000  # from the sign-in, whatever use prolongs; 0: no bound
+    is_session_sliding: bool = True  # whether use prolongs a session
+    reauth_s: int = 600  # how long a sign-in counts as fresh
     admin_field: str | None = None  # of a user; only administrators write it
     trusted_origins: tuple[str, ...] = ()
     password_min_chars: int = 10  # code points

@@ -21,6 +21,7 @@ from pylon.openapi.parts import Schema, header, obj
 from pylon.openapi.rooms import room_paths, room_schemas
 from pylon.openapi.rows import entity_paths, graph_paths
 from pylon.openapi.server import server_paths
+from pylon.openapi.sessions import session_paths
 from pylon.openapi.shards import shard_paths, shard_schemas
 from pylon.openapi.sync import sync_paths, sync_schemas
 from pylon.openapi.values import entity_schemas
@@ -97,7 +98,8 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
         **write_schemas(manifest), **room_schemas(), **shard_schemas(),
     }
     paths = {
-        **server_paths(), **identity_paths(), **sync_paths(), **graph_paths(manifest),
+        **server_paths(), **identity_paths(), **session_paths(), **sync_paths(),
+        **graph_paths(manifest),
         **write_paths(manifest), **document_paths(manifest), **room_paths(),
         **shard_paths(),
     }

@@ -87,14 +87,6 @@ def identity_paths() -> Paths:
                 raises=WRITE_ERRORS,
             ),
         },
-        "/api/auth/refresh": operation(
-            "post", "refresh", "auth", "Replace the token; the old one ends",
-            {200: response(
-                "The session",
-                obj({"token": _TOKEN, "user_id": _TEXT, "expires_at": _UNIX_S}),
-            )},
-            raises=(*WRITE_ERRORS, errors.AuthRequired, errors.SessionExpired),
-        ),
         "/api/auth/providers": operation(
             "get", "providers", "auth", "Sign-in providers; this server has none",
             {200: response("An empty list", listed({"type": "object"}, maxItems=0))},

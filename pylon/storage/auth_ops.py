@@ -81,8 +81,8 @@ class CheckRecords(msgspec.Struct, frozen=True, array_like=True, tag="check_reco
 class EndSessions(msgspec.Struct, frozen=True, array_like=True, tag="end_sessions", gc=False):
     """Delete the selected sessions except those of `keep` (session ids).
 
-    The reply has their number as `count`, and their ids as a JSON array in `row_id`. Every worker
-    of every node learns of it as of a `DropSession`.
+    The reply has their number as `count`, and their families as a JSON array in `row_id`. Every
+    worker of every node learns of it as of a `DropSession`.
     """
 
     where: list[Condition]  # on the columns of "sessions"

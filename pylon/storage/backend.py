@@ -43,7 +43,7 @@ class ChangeReport(NamedTuple):
 
     batches: list[ChangeBatch]  # in commit order
     has_documents: bool  # documents have changed without an event of their rows
-    ended_sessions: list[str]  # ids of sessions that were ended, on whatever node
+    ended_families: list[str]  # of sessions that were ended, on whatever node
 
 
 class ChangeSource(Protocol):

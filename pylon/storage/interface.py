@@ -32,6 +32,7 @@ from pylon.storage.records import (
     LogFacts,
     LogRetention,
     QueryPlan,
+    SessionNote,
     SessionRow,
     StoredDocument,
     StoredPlace,
@@ -188,8 +189,9 @@ class Reader(Protocol):
     def shards(self, limit: int) -> list[StoredShard]:
         """All such shards, by id, without their states."""
 
-    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
-        """When those of the sessions that there are expire: Unix seconds, 0 for never."""
+    def family_ends(self, families: Sequence[str]) -> dict[str, int]:
+        """When those of the families that there are expire: Unix seconds, 0 for never. A session
+        whose token was replaced does not count."""
 
     def is_empty(self) -> bool:
         """Whether no entity has a row."""
@@ -300,9 +302,9 @@ class Maintenance(Protocol):
             kept_s: for how many seconds records of a table stay after their `expires`.
         """
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
-        """Note that the tokens of these guests were presented, so that they stay until they
-        expire; how many were unused until now."""
+    def note_sessions_used(self, session_ids: Sequence[str], note: SessionNote) -> int:
+        """Note that the tokens of these sessions were presented: guests stay until they expire, and
+        sessions whose last note is old end later, as the note says. How many have changed."""
 
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """Make the manifest's indexes these ones, while others read and wait to write; how many

@@ -77,7 +77,7 @@ class DeleteRow(msgspec.Struct, frozen=True, array_like=True, tag="delete", gc=F
 
 
 class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"):
-    """Store a session under the hash of its token (hex)."""
+    """Store a session under the hash of its token (hex). `SessionRow` describes the fields."""
 
     session_id: str
     user_id: str
@@ -86,6 +86,11 @@ class PutSession(msgspec.Struct, frozen=True, array_like=True, tag="put_session"
     expires_at_s: int  # 0: never
     device: str
     tenant_id: str | None = None
+    family: str = ""  # empty: the session is the first of its family
+    auth_time_s: int = 0  # 0: when it was made
+    methods: str = ""
+    token_hint: str = ""
+    last_seen_at_s: int = 0  # 0: when it was made
 
 
 class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_session"):

@@ -46,6 +46,11 @@ class SessionRow:
 
     `session_id` is the hash of its token. `expires_at_s` is 0 for a session without an end.
     `is_unused`: the store has noted no request of this guest.
+
+    A sign-in begins a family, and each rotation of the token adds a session to it. `family` is the
+    id of the first session, and `created_at_s` the time of the sign-in. `rotated_at_s` is when a
+    successor was made, or 0. `auth_time_s` is when the user last proved who they are, by `methods`
+    (words with spaces between). `last_seen_at_s` lags by up to a tenth of the lifetime.
     """
 
     session_id: str
@@ -56,6 +61,21 @@ class SessionRow:
     device: str
     tenant_id: str | None
     is_unused: bool = False
+    family: str = ""
+    rotated_at_s: int = 0
+    auth_time_s: int = 0
+    methods: str = ""
+    last_seen_at_s: int = 0
+    token_hint: str = ""
+
+
+class SessionNote(NamedTuple):
+    """The note of the use of sessions. Times are Unix seconds."""
+
+    now_s: int
+    seen_before_s: int  # sessions whose last noted use is later stay as they are
+    prolong_to_s: int  # the end that use moves a session to; 0: it moves none
+    max_age_s: int  # the end lies at most so long after the sign-in; 0: no bound
 
 
 class BatchRefusal(NamedTuple):

@@ -58,7 +58,7 @@ def test_the_admin_token_in_a_cookie_is_nobody(server: ApiStage, token: str) -> 
 def test_the_admin_token_in_a_cookie_is_nobody_on_sockets(server: ApiStage) -> None:
     """As sockets ask: by the token alone, which a header brought before."""
     callers: SessionCache[str] = SessionCache(
-        server.services.requests.app.config, server.services.data.store, server.clock
+        server.services.requests.app, server.services.data.store, server.clock
     )
     assert callers.look_up(ADMIN_TOKEN, ADMIN_TOKEN).auth.is_admin
     token = cookie_value(f"{COOKIE}={ADMIN_TOKEN}", COOKIE)

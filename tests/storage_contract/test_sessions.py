@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
+from pylon.storage.auth_ops import Condition, EndSessions, SetRecords
 from pylon.storage.ops import DropSession, DropShard, MoveShard, PutSession, PutShard
+from pylon.storage.records import SessionNote
 from tests.storage_contract.backends import StoreStage
 
 pytestmark = pytest.mark.stores
 
 DAY_S = 86_400
+NO_NOTE = SessionNote(0, -1, 0, 0)  # leaves every session as it is
 
 
 def session(number: int, *, guest: bool = True, made_s: int = 0, ends_s: int = 0) -> PutSession:
@@ -35,7 +39,79 @@ def test_session_is_stored_and_dropped(stage: StoreStage) -> None:
 def test_ends_of_many_sessions_are_read_at_once(stage: StoreStage) -> None:
     stage.apply(session(1, ends_s=7), session(2))
     ids = [f"{n:064x}" for n in (1, 2, 3)]
-    assert stage.reader.session_ends(ids) == {ids[0]: 7, ids[1]: 0}
+    assert stage.reader.family_ends(ids) == {ids[0]: 7, ids[1]: 0}
+
+
+def test_a_session_without_a_family_is_one_of_its_own(stage: StoreStage) -> None:
+    stage.apply(session(1, made_s=5))
+    found = stage.reader.session(f"{1:064x}")
+    assert found is not None
+    assert (found.family, found.rotated_at_s, found.auth_time_s, found.last_seen_at_s) == (
+        f"{1:064x}", 0, 5, 5,
+    )
+
+
+def member(number: int, family: int, ends_s: int, *, guest: bool = False) -> PutSession:
+    return PutSession(
+        f"{number:064x}", "ada", guest, 5, ends_s, "", family=f"{family:064x}", auth_time_s=7,
+        methods="password totp", token_hint="pylon_ab", last_seen_at_s=9,
+    )
+
+
+def replace(number: int, at_s: int) -> SetRecords:
+    """Mark a session's token as replaced."""
+    return SetRecords(
+        "sessions", [Condition("session_id", "=", f"{number:064x}")], {"rotated_at": at_s}, 1
+    )
+
+
+def test_a_family_lives_as_long_as_its_longest_session_that_was_not_replaced(
+    stage: StoreStage
+) -> None:
+    first, endless, gone = (f"{n:064x}" for n in (1, 4, 6))
+    stage.apply(
+        member(1, 1, 900), member(2, 1, 20), member(3, 1, 30), replace(1, 8),
+        member(4, 4, 10), member(5, 4, 0), member(6, 6, 10), replace(6, 8),
+    )
+    assert stage.reader.family_ends([first, endless, gone, "none"]) == {first: 30, endless: 0}
+    second = stage.reader.session(f"{2:064x}")
+    assert second is not None
+    assert (second.family, second.auth_time_s, second.methods, second.token_hint) == (
+        first, 7, "password totp", "pylon_ab",
+    )
+    assert second.last_seen_at_s == 9
+    replaced = stage.reader.session(first)
+    assert replaced is not None and replaced.rotated_at_s == 8
+    (reply,) = stage.apply(EndSessions([Condition("user_id", "=", "ada")]))
+    assert reply.count == 6
+    assert sorted(orjson.loads(reply.row_id)) == [first, endless, gone]
+    assert stage.reader.family_ends([first, endless, gone]) == {}
+
+
+def test_a_guest_that_has_a_new_token_is_not_unused(stage: StoreStage) -> None:
+    stage.apply(member(1, 1, 0, guest=True), member(2, 1, 0, guest=True))
+    unused = {n: stage.reader.session(f"{n:064x}") for n in (1, 2)}
+    assert [row is not None and row.is_unused for row in unused.values()] == [True, False]
+
+
+def test_the_note_of_a_use_prolongs_a_session_once_and_within_its_age(stage: StoreStage) -> None:
+    stage.apply(
+        member(1, 1, 50), member(2, 2, 0), member(3, 3, 50), replace(3, 10), session(4, ends_s=500),
+    )
+    ids = [f"{n:064x}" for n in (1, 2, 3, 4)]
+
+    def ends(note: SessionNote) -> tuple[int, list[int], list[int]]:
+        changed = stage.writer.maintenance.note_sessions_used([*ids, "none"], note)
+        rows = [row for row in map(stage.reader.session, ids) if row is not None]
+        return changed, [row.expires_at_s for row in rows], [row.last_seen_at_s for row in rows]
+
+    # Seen before 9: the guest has no note of its use, and counts as used now.
+    assert ends(SessionNote(20, 8, 70, 0)) == (1 + 1, [50, 0, 50, 500], [9, 9, 9, 20])
+    assert ends(SessionNote(20, 9, 70, 0)) == (2, [70, 0, 50, 500], [20, 20, 9, 20])
+    assert ends(SessionNote(21, 9, 71, 0))[0] == 0, "noted a moment ago"
+    assert ends(SessionNote(30, 20, 0, 0))[1] == [70, 0, 50, 500], "not sliding"
+    assert ends(SessionNote(40, 30, 90, 80))[1] == [85, 0, 50, 500], "made at 5, 80 old at most"
+    assert ends(SessionNote(50, 40, 60, 0))[1] == [85, 0, 50, 500], "never earlier"
 
 
 def test_expired_and_unused_sessions_are_pruned_in_steps(stage: StoreStage) -> None:
@@ -46,7 +122,7 @@ def test_expired_and_unused_sessions_are_pruned_in_steps(stage: StoreStage) -> N
         session(8, guest=False, made_s=now_s - 2 * DAY_S), session(9, made_s=now_s - 2 * DAY_S),
     )
     maintenance = stage.writer.maintenance
-    assert maintenance.mark_sessions_used([f"{6:064x}"]) == 1
+    assert maintenance.note_sessions_used([f"{6:064x}"], NO_NOTE) == 1
     assert [maintenance.prune_sessions(2, 0) for _ in range(4)] == [2, 2, 1, 0], "expired"
     assert [maintenance.prune_sessions(2, now_s - DAY_S) for _ in range(2)] == [1, 0], "unused"
     assert [n for n in range(1, 10) if stage.reader.session(f"{n:064x}")] == [6, 7, 8]

@@ -24,7 +24,7 @@ from pylon.api.application import make_app
 from pylon.api.services import Connections, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
-from pylon.auth.session_cache import SessionCache
+from pylon.auth.session_cache import SessionCache, UsedSessions
 from pylon.bus.messages import RolesReport, RoleState, Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
@@ -61,13 +61,13 @@ class DirectWriter:
     """Carries writes out at once, in this process."""
 
     def __init__(self, engine: WriteEngine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._ids = itertools.count(1)
         self.seen: list[WriteOp] = []
 
     def submit_all(self, ops: Sequence[WriteOp]) -> list[WriteReply]:
         self.seen.extend(ops)
-        return self._engine.apply([WriteRequest(next(self._ids), op) for op in ops]).replies
+        return self.engine.apply([WriteRequest(next(self._ids), op) for op in ops]).replies
 
     def submit(self, op: WriteOp) -> WriteReply:
         reply = self.submit_all([op])[0]
@@ -131,6 +131,12 @@ class ApiStage:
     clock: ManualClock
     signals: list[Signal] = field(default_factory=list)
     hinted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
+    used_sessions: UsedSessions = field(default_factory=UsedSessions)
+
+    @property
+    def engine(self) -> WriteEngine:
+        """The writer's end of the store."""
+        return self.writer.engine
 
     def call(
         self, method: str, target: str, body: Any = None, token: str | None = None,
@@ -179,6 +185,7 @@ def serve_api(
     pool, writer = database.pool, DirectWriter(database.engine)
     signals: list[Signal] = []
     hinted: list[tuple[int, int]] = []
+    used_sessions = UsedSessions()
     merge_sandbox = MergeSandbox()
     services = make_services(app, folder / "control.sock")
     wsgi = make_app(services)
@@ -186,7 +193,7 @@ def serve_api(
         Connections(
             store=pool,
             writer=writer,
-            session_cache=SessionCache(config, pool, clock),
+            session_cache=SessionCache(app, pool, clock, used_sessions=used_sessions),
             limiter=RateLimiter(RateTable(), clock),
             feed=Feed(pool),
             hints=HintPublisher(lambda key, cursor: hinted.append((key, cursor)), clock),
@@ -199,7 +206,7 @@ def serve_api(
     )
     try:
         yield ApiStage(
-            testing.TestClient(wsgi), services, writer, clock, signals, hinted
+            testing.TestClient(wsgi), services, writer, clock, signals, hinted, used_sessions
         )
     finally:
         merge_sandbox.close()

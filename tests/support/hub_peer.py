@@ -58,7 +58,7 @@ class Peer:
         ours.setblocking(False)
         self.socket.setblocking(False)
         self.connection = Connection(
-            ours, hub.transport, hub, Caller(auth, session_id), "127.0.0.1"
+            ours, hub.transport, hub, Caller(auth, session_id, session_id), "127.0.0.1"
         )
         hub.add(self.connection)
         self.connection.start()

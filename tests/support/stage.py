@@ -20,7 +20,8 @@ from typing import Any
 
 from pylon import config as settings
 from pylon.app import App, build_app
-from pylon.auth.sessions import new_session
+from pylon.auth.issue import SessionIssuer
+from pylon.auth.session_life import SessionLife
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.child import ChildEnv
 from pylon.bus.messages import NodeState, Signal
@@ -46,6 +47,7 @@ from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
 
 ROOT = Path(__file__).parents[2]
+ISSUER = SessionIssuer(SessionLife(0, 0, is_sliding=False), SystemClock(), SystemRandom())
 ADMIN_TOKEN = "an-admin-token-of-more-than-32-characters"
 
 FIELDS = [
@@ -191,10 +193,7 @@ class Stage:
 
     def login(self, user_id: str) -> tuple[str, str]:
         """A new session: its token and its id."""
-        made = new_session(
-            user_id, is_guest=False, device="test", tenant_id=None, expires_in_s=0,
-            clock=SystemClock(), random=SystemRandom(),
-        )
+        made = ISSUER.issue(user_id, device="test")
         self.write(made.put)
         return made.token, made.put.session_id
 

@@ -89,7 +89,7 @@ class HttpProcess:
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
         )
         self._session_cache: SessionCache[Credentials] = SessionCache(
-            app.config, store, app.clock, used_guests=booted.used_guests
+            app, store, app.clock, used_sessions=booted.used_sessions
         )
         services, self.wsgi = _prepared or _make_wsgi(app, runtime)
         services.connect(

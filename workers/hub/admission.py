@@ -96,9 +96,9 @@ class SubscriberAdmission:
             app.config.workers_of(booted.role),
         )
         self.callers: SessionCache[str] = SessionCache(  # by token
-            app.config, booted.reader_pool, app.clock,
-            lambda session_id, at_s: self.sessions.expires(session_id, at_s),  # noqa: PLW0108  (made below)
-            booted.used_guests,
+            app, booted.reader_pool, app.clock,
+            lambda family, at_s: self.sessions.expires(family, at_s),  # noqa: PLW0108  (made below)
+            booted.used_sessions,
         )
         self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
         self.sessions.watch(hub)
@@ -196,7 +196,7 @@ class SubscriberAdmission:
             cursor = None
             if connect_request.wants_changes:
                 cursor = replay.start_cursor(
-                    connect_request.cursor, connection.caller.session_id, connect_request.address
+                    connect_request.cursor, connection.caller.family, connect_request.address
                 )
             head = transport.stream_head(connect_request.headers)
             if head:

@@ -62,7 +62,7 @@ class Hub:
         self._opened = 0
         self._head = 0  # up to here everything has been published
         self._ahead: set[Connection] = set()  # joined, with a `last_seq` above the head
-        self._sessions: dict[str, set[Connection]] = {}
+        self._families: dict[str, set[Connection]] = {}
         self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
         self._on_closed: list[Callable[[Connection], None]] = []
         self._on_behind: Callable[[Connection, int], None] | None = None
@@ -126,7 +126,7 @@ class Hub:
         self._open += 1
         if self._open == 1:
             self.occupied.set()
-        self._note_session(connection)
+        self._note_family(connection)
         metrics.CONNECTIONS_OPENED.inc()
         metrics.CONNECTIONS.inc()  # of all hubs of the worker
 
@@ -162,9 +162,9 @@ class Hub:
         """Set the caller of an open connection, from the next change on."""
         cursor = max(connection.last_seq, self._head)
         had_joined = self._leave(connection)
-        self._forget_session(connection)
+        self._forget_family(connection)
         connection.caller = caller
-        self._note_session(connection)
+        self._note_family(connection)
         if had_joined and self._is_asking(connection):
             self._send_behind(connection, cursor)
         elif had_joined:
@@ -218,30 +218,34 @@ class Hub:
             if not self._open:
                 self.occupied.clear()
             metrics.CONNECTIONS.dec()
-        self._forget_session(connection)
+        self._forget_family(connection)
         for callback in self._on_closed:
             callback(connection)
 
-    def _note_session(self, connection: Connection) -> None:
-        session_id = connection.caller.session_id
-        if session_id is not None:
-            self._sessions.setdefault(session_id, set()).add(connection)
+    def _note_family(self, connection: Connection) -> None:
+        family = connection.caller.family
+        if family is not None:
+            self._families.setdefault(family, set()).add(connection)
 
-    def _forget_session(self, connection: Connection) -> None:
-        session_id = connection.caller.session_id
-        mates = None if session_id is None else self._sessions.get(session_id)
-        if session_id is not None and mates is not None:
+    def _forget_family(self, connection: Connection) -> None:
+        family = connection.caller.family
+        mates = None if family is None else self._families.get(family)
+        if family is not None and mates is not None:
             mates.discard(connection)
             if not mates:
-                del self._sessions[session_id]
+                del self._families[family]
 
-    def session_ids(self) -> list[str]:
-        """Return the sessions that have sockets here."""
-        return list(self._sessions)
+    def families(self) -> list[str]:
+        """Return the families of sessions that have sockets here."""
+        return list(self._families)
 
-    def close_session(self, session_id: str, code: int, reason: str) -> int:
-        """Close the sockets of a session, and return how many there were."""
-        found = list(self._sessions.get(session_id, ()))
+    def has_family(self, family: str) -> bool:
+        """Return whether the family has sockets here."""
+        return family in self._families
+
+    def close_family(self, family: str, code: int, reason: str) -> int:
+        """Close the sockets of a family of sessions, and return how many there were."""
+        found = list(self._families.get(family, ()))
         for connection in found:
             connection.close(code, reason, awaits_peer=self.transport.expects_replies)
         return len(found)

@@ -151,7 +151,7 @@ class Replay:
         self._shared = _Shared()
         self._frames = _Frames()
 
-    def start_cursor(self, named: int | None, session_id: str | None, address: str) -> int:
+    def start_cursor(self, named: int | None, family: str | None, address: str) -> int:
         """Return the cursor at which a client's events begin. Switches as `History.check` does.
 
         Args:
@@ -162,7 +162,7 @@ class Replay:
             QueryTimeout, StoreUnavailable: the store cannot be read now.
         """
         cursor = named
-        key = hint_key(session_id, address)
+        key = hint_key(family, address)
         if cursor is None:
             cursor = self._starts.find_hint(key)
             if cursor is None:

@@ -40,7 +40,6 @@ from workers.hub.history import History
 from workers.hub.hub import Hub
 from workers.hub.related_replay import RelatedReplay
 from workers.hub.replay import Replay
-from workers.hub.sessions import SESSION_ENDED
 from workers.hub.start_cursors import StartCursors
 
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
@@ -94,10 +93,10 @@ class ChangeStream:
             signal_ = self._signals.receive()
             if isinstance(signal_, SessionRevoked):
                 self._admission.callers.forget()
-                closed = self._hub.close_session(
-                    signal_.session_id, SESSION_ENDED, "session revoked"
-                )
-                _log.debug("session.revoked", sockets=closed)
+                if signal_.is_certain:
+                    self._admission.sessions.end(signal_.family)
+                else:
+                    self._admission.sessions.recheck(signal_.family)
 
 
 class Service:

@@ -1,15 +1,16 @@
-"""Session watch: ends the sockets of sessions that were revoked or have expired.
+"""Session watch: ends the sockets of families of sessions that were revoked or have expired.
 
-A signal (`SessionRevoked`) announces a revocation, and signals may be lost. So the watch also
-sweeps: it looks up the sessions of all sockets in the store. It sweeps after a commit (the version
-of the store has changed), and every `_SWEEP_S`. It notes the sessions that expire soon, and ends
-them without a look-up.
+A socket belongs to the family of its session, so it outlives the rotation of the token. A signal
+(`SessionRevoked`) names a family that has ended, and signals may be lost. So the watch also
+sweeps: it looks up the families of all sockets in the store. It sweeps after a commit (the version
+of the store has changed), and every `_SWEEP_S`. It notes the families that expire soon, and looks
+them up at that time, since use may have prolonged them.
 
-Invariant: one second after a session has ended, it has no socket. Exception: if the signal was
-lost, the worker has more than 20,000 sessions, and clients write continuously, it takes longer.
-Bounds: a sweep costs 1.7 µs for each session; sweeps take at most `_SHARE` of the time. Sweeps and
-closes run in slices, between which other greenlets run. Called by `workers.hub.service` and
-`workers.hub.admission`.
+Invariant: one second after a family has ended, it has no
+socket. Exception: if the signal was lost, the worker has more than 20,000 sessions, and
+clients write continuously, it takes longer. Bounds: a sweep costs 1.7 µs for each family; sweeps
+take at most `_SHARE` of the time. Sweeps and closes run in slices, between which other greenlets
+run. Called by `workers.hub.service` and `workers.hub.admission`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SessionWatch:
         self._hubs: list[Hub] = []
         self._clock = clock
         self._closed = 0  # sockets since the last yield
-        self._soon: dict[str, float] = {}  # end (monotonic) of the sessions that expire soon
+        self._soon: dict[str, float] = {}  # end (monotonic) of the families that expire soon
         self._version = -1  # of the store, at the last tick
         self._has_changed = False  # since the last sweep
         self._next_s = 0.0  # when to sweep even without a commit
@@ -62,10 +63,26 @@ class SessionWatch:
         """Watch the sockets of this hub too."""
         self._hubs.append(hub)
 
-    def expires(self, session_id: str, at_s: float) -> None:
+    def expires(self, family: str, at_s: float) -> None:
         """Note that the session of a new connection ends at `at_s` (monotonic)."""
         if at_s < self._clock.monotonic_s() + _SOON_S:
-            self._soon[session_id] = at_s
+            self._soon[family] = at_s
+
+    def end(self, family: str) -> None:
+        """Close the sockets of a family that has ended."""
+        self._end(family, "session revoked")
+
+    def recheck(self, family: str) -> None:
+        """Look a family up that may have ended, and close its sockets if it has.
+
+        The tick looks it up again if the store cannot be read now.
+        """
+        if not any(hub.has_family(family) for hub in self._hubs):
+            return
+        try:
+            self._check([family])
+        except PylonError:
+            self._version = -1
 
     def run(self) -> NoReturn:
         """Run for ever: watch while sockets are open."""
@@ -79,15 +96,18 @@ class SessionWatch:
                 self._version = -1
 
     def tick(self) -> None:
-        """Close the sockets of sessions that have ended.
+        """Close the sockets of families that have ended.
 
         Raises:
             StoreUnavailable, QueryTimeout: the store cannot be read now.
         """
         now_s = self._clock.monotonic_s()
-        for session_id in [each for each, at_s in self._soon.items() if at_s <= now_s]:
-            del self._soon[session_id]
-            self._end(session_id, "session expired")
+        due = [family for family, at_s in self._soon.items() if at_s <= now_s]
+        for first in range(0, len(due), _SLICE):
+            self._check(due[first:first + _SLICE])
+            for family in due[first:first + _SLICE]:  # `_check` has noted a later end
+                if self._soon.get(family, now_s + 1) <= now_s:
+                    del self._soon[family]
         version = self._store.point(lambda reader: reader.data_version())
         if version != self._version:
             self._version = version
@@ -101,28 +121,28 @@ class SessionWatch:
             self._rested_s = ended_s + (ended_s - now_s) / _SHARE
 
     def _sweep(self) -> None:
-        waiting = [session_id for hub in self._hubs for session_id in hub.session_ids()]
+        waiting = [family for hub in self._hubs for family in hub.families()]
         for first in range(0, len(waiting), _SLICE):
             if first:
                 yield_to_loop()
             self._check(waiting[first:first + _SLICE])
 
-    def _check(self, session_ids: list[str]) -> None:
-        ends = self._store.point(lambda reader: reader.session_ends(session_ids))
+    def _check(self, families: list[str]) -> None:
+        ends = self._store.point(lambda reader: reader.family_ends(families))
         wall_s = self._clock.wall_ns() / NS_PER_S
         now_s = self._clock.monotonic_s()
-        for session_id in session_ids:
-            expires_at_s = ends.get(session_id)
+        for family in families:
+            expires_at_s = ends.get(family)
             if expires_at_s is None:
-                self._end(session_id, "session revoked")
+                self._end(family, "session revoked")
             elif expires_at_s and expires_at_s <= wall_s:
-                self._end(session_id, "session expired")
+                self._end(family, "session expired")
             elif expires_at_s:
-                self.expires(session_id, now_s + expires_at_s - wall_s)
+                self.expires(family, now_s + expires_at_s - wall_s)
 
-    def _end(self, session_id: str, reason: str) -> None:
+    def _end(self, family: str, reason: str) -> None:
         for hub in self._hubs:
-            self._closed += hub.close_session(session_id, SESSION_ENDED, reason)
+            self._closed += hub.close_family(family, SESSION_ENDED, reason)
         if self._closed >= _CLOSES:
             self._closed = 0
             yield_to_loop()

@@ -53,7 +53,8 @@ class Identity:
             raise error
         if token and caller is ANONYMOUS_CALLER:
             raise Unauthorized("The token is unknown or has expired; the identity stays as it was")
-        if caller != connection.caller:
+        # A new token of the same family changes nothing.
+        if (caller.auth, caller.family) != (connection.caller.auth, connection.caller.family):
             for feature in self._others:
                 feature.drop_connection(connection)
             self._admission.change_caller(connection, caller)

@@ -16,7 +16,7 @@ from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.sessions import ANONYMOUS_CALLER
-from pylon.auth.tokens import bearer_token, check_bearer
+from pylon.auth.tokens import UnprivilegedToken, bearer_token, check_bearer
 from pylon.auth_context import Caller
 
 
@@ -51,7 +51,13 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
     else:
         caller = services.session_cache.find(credentials)
         if caller is None:
-            caller = services.session_cache.look_up(credentials, token_of(req, services))
+            token = token_of(req, services)
+
+            def renew_cookie() -> None:
+                if isinstance(token, UnprivilegedToken):
+                    env["pylon.prolonged_token"] = token
+
+            caller = services.session_cache.look_up(credentials, token, renew_cookie)
     env["pylon.caller"] = caller
     services.rates.admit_caller(env, caller)
     return caller

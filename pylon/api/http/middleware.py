@@ -4,8 +4,9 @@ Before: it marks a path with an encoded slash (`routing`), takes or makes the re
 two session cookies that differ, answers a CORS preflight, and checks the origin, and with a session
 cookie the type of the body (CSRF); once the route is known, the names of the query parameters, and
 whether an API key reaches the route (`route_access`).
-After: it sets the security and CORS headers and `no-store` on responses of the API, counts the
-request by its route template, and logs a request that was slow.
+After: it sets the session cookie again whose session this use prolongs, the security and CORS
+headers, and `no-store` on responses of the API. It counts the request by its route template, and
+logs a request that was slow.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 
@@ -112,6 +113,9 @@ class RequestMiddleware:
         self, req: falcon.Request, resp: falcon.Response, resource: object, req_succeeded: bool
     ) -> None:
         path, env, context = req.path, req.env, req.context
+        prolonged = env.get("pylon.prolonged_token")
+        if prolonged is not None and not _sets_cookie(resp):
+            resp.append_header("set-cookie", self._cookie.set(prolonged))
         noted = env.get("pylon.rate")
         if noted is not None:
             rate, left = noted
@@ -184,6 +188,12 @@ class _Counters(dict[tuple[str | None, str, object], tuple[Counter, Histogram]])
         if known == method:  # a client could fill the cache with methods of its own
             self[key] = children
         return children
+
+
+def _sets_cookie(resp: falcon.Response) -> bool:
+    """Whether the response sets a cookie already: a sign-in or a logout counts more."""
+    # falcon has no public way to ask.
+    return any(name == "set-cookie" for name, _ in resp._extra_headers or ())
 
 
 def _has_body(env: dict[str, Any]) -> bool:

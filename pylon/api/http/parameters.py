@@ -23,6 +23,8 @@ from pylon.errors import SHOWN_CHARS, InvalidQuery, UnknownParameter
 
 # By the route's path in falcon's notation. All other routes of the API take none.
 KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
+    "/api/admin/auth/sessions": ("user_id",),
+    "/api/auth/sessions": ("others",),
     "/api/entities/{entity}": ("limit", "offset", "count", "page", "per_page"),
     "/api/entities/{entity}/cursor": ("after", "limit"),
     "/api/import": ("ids",),

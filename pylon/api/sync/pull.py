@@ -68,7 +68,7 @@ class Pull:
         services = self._services
         caller = caller_of(req, services.requests)
         scope = scope_of_key(services.app.rules, services.app.manifest, caller.auth, scope)
-        key = hint_key(caller.session_id, address_of(req, services.requests))
+        key = hint_key(caller.family, address_of(req, services.requests))
         app = services.app
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())

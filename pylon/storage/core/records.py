@@ -81,9 +81,10 @@ class RecordWrites:
         return _reply(request_id, op.table, count, op.expected)
 
     def end_sessions(self, request_id: int, op: EndSessions, _: Journal) -> WriteReply:
-        """Return the reply with the ids of the sessions."""
+        """Return the reply with the families of the sessions."""
         ended = self._transaction.sessions.end_sessions(op.where, op.keep, op.limit)
-        return WriteReply(request_id, row_id=orjson.dumps(ended).decode(), count=len(ended))
+        families = orjson.dumps(list(dict.fromkeys(ended))).decode()
+        return WriteReply(request_id, row_id=families, count=len(ended))
 
     def take_rates(self, request_id: int, op: TakeRates, _: Journal) -> WriteReply:
         """

@@ -15,10 +15,15 @@ from pylon.storage.records import SessionRow
 
 
 def put_session(rows: SessionRows, op: PutSession) -> None:
-    """Store a session. A guest counts as unused."""
+    """Store a session. A guest counts as unused, unless it has used an earlier token."""
+    family = op.family or op.session_id
+    auth_time_s = op.auth_time_s or op.created_at_s
+    is_first = family == op.session_id
     rows.put_session(SessionRow(
         op.session_id, op.user_id, op.is_guest, op.created_at_s, op.expires_at_s, op.device,
-        op.tenant_id, is_unused=op.is_guest,
+        op.tenant_id, is_unused=op.is_guest and is_first, family=family, auth_time_s=auth_time_s,
+        methods=op.methods, last_seen_at_s=op.last_seen_at_s or op.created_at_s,
+        token_hint=op.token_hint,
     ))
 
 

@@ -32,7 +32,13 @@ from pylon.query.predicate import Predicate
 from pylon.storage.auth_ops import Condition
 from pylon.storage.events import ChangeEvent
 from pylon.storage.ops import WriteRequest
-from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
+from pylon.storage.records import (
+    BatchRefusal,
+    DocumentView,
+    SessionNote,
+    SessionRow,
+    StoredDocument,
+)
 
 DocumentKey = tuple[str, str]  # entity, row id
 OpName = tuple[str, str]  # identity, op_id
@@ -211,7 +217,7 @@ class SessionRows(Protocol):
         self, where: Sequence[Condition], keep: Sequence[str], limit: int | None
     ) -> list[str]:
         """Remove the sessions that fulfil all conditions, but those of `keep`, and `limit` at most,
-        the oldest first. Return their ids, in any order."""
+        the oldest first. Return the family of each, in any order."""
 
 
 class RecordRows(Protocol):
@@ -304,7 +310,7 @@ class MaintenanceRows(Protocol):
     def drop_session(self, session_id: str) -> int:
         """See `SessionRows`."""
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+    def note_sessions_used(self, session_ids: Sequence[str], note: SessionNote) -> int:
         """Mark sessions as used. Return how many of them were unused before."""
 
     def expired_sessions(self, now_s: int, limit: int) -> list[str]:

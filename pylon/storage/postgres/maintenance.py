@@ -45,6 +45,7 @@ from pylon.storage.records import (
     IndexSpec,
     LogFacts,
     LogRetention,
+    SessionNote,
     StoreSizes,
 )
 from pylon.storage.sql import record_sql
@@ -128,13 +129,18 @@ class PostgresMaintenance:
 
         return self._run(prune)
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
-        """See `Maintenance`."""
-        return self._run(
-            lambda session: session.execute(
-                sessions.MARK_USED, (list(session_ids),)
-            ).command_tuples or 0
-        )
+    def note_sessions_used(self, session_ids: Sequence[str], note: SessionNote) -> int:
+        """See `Maintenance`. Under the writers' lock, else row locks could meet in a circle."""
+
+        def write(session: BlockingSession) -> int:
+            ids = list(session_ids)
+            results = session.pipeline([
+                ("BEGIN", ()), (LOCK, (self._writer.key,)), (sessions.MARK_USED, (ids,)),
+                (sessions.NOTE_USED, (*note, ids)), ("COMMIT", ()),
+            ])
+            return sum(result.command_tuples or 0 for result in results[2:4])
+
+        return self._run(write)
 
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """See `Maintenance`."""

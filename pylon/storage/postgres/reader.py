@@ -322,10 +322,10 @@ class PostgresReader:
     def session(self, session_id: str) -> SessionRow | None:
         return self._find(system_reads.session_of, system_reads.SESSION, (session_id,))
 
-    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
+    def family_ends(self, families: Sequence[str]) -> dict[str, int]:
         return dict(self._list(
-            lambda row: (text_of(row[0]), int(row[1] or 0)), system_reads.SESSION_ENDS,
-            (list(session_ids),),
+            lambda row: (text_of(row[0]), int(row[1] or 0)), system_reads.FAMILY_ENDS,
+            (list(families),),
         ))
 
     def records(

@@ -292,7 +292,7 @@ class PostgresChanges:
         marks = session.execute(_NEW_MARKS, (self._mark,), timeout_s=_STATEMENT_S)
         for row in range(marks.ntuples):
             if marks.get_value(row, 1) == SESSION_ENDED:
-                report.ended_sessions.append((marks.get_value(row, 2) or b"").decode())
+                report.ended_families.append((marks.get_value(row, 2) or b"").decode())
         if marks.ntuples:
             self._mark = int(marks.get_value(marks.ntuples - 1, 0) or 0)
         self._must_read = self._must_read or marks.ntuples == _MARKS

@@ -26,10 +26,15 @@ ENDED: Final = "session_ended"
 
 _PUT: Final = (
     "INSERT INTO _pylon_auth_sessions "
-    "(session_id, user_id, is_guest, created_at, expires_at, device, tenant_id) "
-    "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (session_id) DO UPDATE SET "
+    "(session_id, user_id, is_guest, created_at, expires_at, device, tenant_id, family, auth_time, "
+    "methods, last_seen_at, token_hint) "
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) "
+    "ON CONFLICT (session_id) DO UPDATE SET "
     "user_id = excluded.user_id, is_guest = excluded.is_guest, created_at = excluded.created_at, "
-    "expires_at = excluded.expires_at, device = excluded.device, tenant_id = excluded.tenant_id"
+    "expires_at = excluded.expires_at, device = excluded.device, tenant_id = excluded.tenant_id, "
+    "family = excluded.family, rotated_at = NULL, auth_time = excluded.auth_time, "
+    "methods = excluded.methods, last_seen_at = excluded.last_seen_at, "
+    "token_hint = excluded.token_hint"
 )
 _PUT_UNUSED: Final = (
     "INSERT INTO _pylon_unused_guests (session_id, created_at) VALUES ($1, $2) "
@@ -42,14 +47,29 @@ _MARK: Final = (
     "INSERT INTO _pylon_marks (number, kind, key, at) "
     f"VALUES (nextval('{MARK_SEQUENCE}'), $1, $2, $3)"
 )
+# Marks the end of a session that is about to be dropped, by its family.
+_MARK_END: Final = (
+    "INSERT INTO _pylon_marks (number, kind, key, at) "
+    f"SELECT nextval('{MARK_SEQUENCE}'), $1, coalesce(family, session_id), $3 "
+    "FROM _pylon_auth_sessions WHERE session_id = $2"
+)
 MARK_USED: Final = "DELETE FROM _pylon_unused_guests WHERE session_id = ANY($1::text[])"
+# $1 now, $2 seen before, $3 prolong to, $4 max age, $5 ids (`SessionNote`).
+NOTE_USED: Final = (
+    "UPDATE _pylon_auth_sessions SET last_seen_at = $1, expires_at = CASE "
+    "WHEN expires_at = 0 OR $3::bigint = 0 THEN expires_at "
+    "WHEN $4::bigint = 0 THEN greatest(expires_at, $3) "
+    "ELSE greatest(expires_at, least($3, created_at + $4)) END "
+    "WHERE session_id = ANY($5::text[]) AND rotated_at IS NULL "
+    "AND coalesce(last_seen_at, created_at) <= $2"
+)
 # Drops the sessions of $1, and marks them; how many were there.
 DROP_ALL: Final = (
     "WITH ended AS (DELETE FROM _pylon_auth_sessions WHERE session_id = ANY($1::text[]) "
-    "RETURNING session_id), "
+    "RETURNING coalesce(family, session_id) AS family), "
     "unused AS (DELETE FROM _pylon_unused_guests WHERE session_id = ANY($1::text[])), "
     "marked AS (INSERT INTO _pylon_marks (number, kind, key, at) "
-    f"SELECT nextval('{MARK_SEQUENCE}'), $2, session_id, $3 FROM ended) "
+    f"SELECT nextval('{MARK_SEQUENCE}'), $2, family, $3 FROM ended) "
     "SELECT count(*) FROM ended"
 )
 EXPIRED: Final = (
@@ -75,7 +95,8 @@ class PostgresSessions:
         batch, session_id = self._batch, session.session_id
         batch.gather(_PUT, (
             session_id, session.user_id, session.is_guest, session.created_at_s,
-            session.expires_at_s, session.device, session.tenant_id,
+            session.expires_at_s, session.device, session.tenant_id, session.family,
+            session.auth_time_s, session.methods, session.last_seen_at_s, session.token_hint,
         ))
         if session.is_unused:
             batch.gather(_PUT_UNUSED, (session_id, session.created_at_s))
@@ -89,8 +110,9 @@ class PostgresSessions:
         if known is None:
             known = bool(batch.read(KNOWN, ([session_id],)).ntuples)
         batch.gather(_DROP_UNUSED, (session_id,))
+        batch.gather(_MARK_END, (ENDED, session_id, self._now_s()))
+        batch.changes_sessions = True
         batch.gather(_DROP, (session_id,))
-        self._mark(ENDED, session_id)
         batch.overlay.put(batch.overlay.sessions, session_id, False)
         return int(known)
 
@@ -100,18 +122,22 @@ class PostgresSessions:
         """See `SessionRows`."""
         batch = self._batch
         found = batch.scan(*record_sql.session_ids(DIALECT, where, keep, limit))
-        ended = [text_of(session_id) for (session_id,) in rows_of(found)]
+        families = {text_of(row[0]): text_of(row[1]) for row in rows_of(found)}
+        ended = list(families)
         if ended:
             batch.gather(DROP_ALL, (ended, ENDED, self._clock.wall_ns() // NS_PER_S))
             batch.changes_sessions = True
         for session_id in ended:
             batch.overlay.put(batch.overlay.sessions, session_id, False)
-        return ended
+        return list(families.values())
 
     def mark_changed(self) -> None:
         """Leave the mark of a change of sessions that stay."""
         self._mark(_CHANGED, "")
 
     def _mark(self, kind: str, session_id: str) -> None:
-        self._batch.gather(_MARK, (kind, session_id, self._clock.wall_ns() // NS_PER_S))
+        self._batch.gather(_MARK, (kind, session_id, self._now_s()))
         self._batch.changes_sessions = True
+
+    def _now_s(self) -> int:
+        return self._clock.wall_ns() // NS_PER_S

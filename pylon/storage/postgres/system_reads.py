@@ -49,11 +49,17 @@ VOID_RANGES: Final = "SELECT void_from, first_seq FROM _pylon_epochs ORDER BY fi
 SESSION: Final = (
     "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id, "
     "is_guest AND EXISTS (SELECT 1 FROM _pylon_unused_guests AS u "
-    "WHERE u.session_id = s.session_id) "
+    "WHERE u.session_id = s.session_id), "
+    "coalesce(family, session_id), rotated_at, coalesce(auth_time, created_at), methods, "
+    "coalesce(last_seen_at, created_at), token_hint "
     "FROM _pylon_auth_sessions AS s WHERE session_id = $1"
 )
-SESSION_ENDS: Final = (
-    "SELECT session_id, expires_at FROM _pylon_auth_sessions WHERE session_id = ANY ($1)"
+FAMILY_ENDS: Final = (
+    "SELECT family, CASE WHEN min(expires_at) = 0 THEN 0 ELSE max(expires_at) END "
+    "FROM _pylon_auth_sessions WHERE family = ANY ($1) AND rotated_at IS NULL GROUP BY family "
+    # Sessions of servers before there were families.
+    "UNION ALL SELECT session_id, expires_at FROM _pylon_auth_sessions "
+    "WHERE session_id = ANY ($1) AND family IS NULL"
 )
 SHARD: Final = "SELECT id, tick, data, home, saved_at, NULL, NULL FROM _pylon_shards WHERE id = $1"
 SHARD_PLACE: Final = (
@@ -121,11 +127,16 @@ def version_of(row: _Row) -> int:
 
 def session_of(row: _Row) -> SessionRow:
     """Return a stored session."""
-    session_id, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id, is_unused = row
+    (
+        session_id, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id, is_unused,
+        family, rotated_at_s, auth_time_s, methods, last_seen_at_s, hint,
+    ) = row
     return SessionRow(
         text_of(session_id), text_of(user_id), is_guest == b"t", int(created_at_s or 0),
         int(expires_at_s or 0), text_of(device),
-        None if tenant_id is None else tenant_id.decode(), is_unused == b"t",
+        None if tenant_id is None else tenant_id.decode(), is_unused == b"t", text_of(family),
+        int(rotated_at_s or 0), int(auth_time_s or 0), (methods or b"").decode(),
+        int(last_seen_at_s or 0), (hint or b"").decode(),
     )
 
 

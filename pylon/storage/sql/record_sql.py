@@ -270,12 +270,15 @@ def delete(
 def session_ids(
     dialect: RecordDialect, where: Sequence[Condition], keep: Sequence[str], limit: int | None
 ) -> RecordStatement:
-    """Return the statement that finds the ids of the sessions that the conditions select, but those
-    of `keep`."""
+    """Return the statement that finds the sessions that the conditions select, but those of `keep`:
+    the id and the family of each."""
     table = TABLE_BY_NAME["sessions"]
     parts = _Parts(dialect)
     others = [Condition("session_id", "!=", session_id) for session_id in keep]
-    text = f"SELECT session_id FROM {table.sql_name}{parts.where(table, [*where, *others])}"
+    text = (
+        "SELECT session_id, coalesce(family, session_id) "
+        f"FROM {table.sql_name}{parts.where(table, [*where, *others])}"
+    )
     if limit is not None:
         text += f" ORDER BY created_at, session_id LIMIT {parts.add('int', limit)}"
     return parts.statement(text)

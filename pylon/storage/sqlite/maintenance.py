@@ -31,6 +31,7 @@ from pylon.storage.records import (
     IndexSpec,
     LogFacts,
     LogRetention,
+    SessionNote,
     StoreSizes,
 )
 from pylon.storage.sqlite import log, records, sessions
@@ -90,11 +91,11 @@ class SqliteMaintenance:
             )
         )
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+    def note_sessions_used(self, session_ids: Sequence[str], note: SessionNote) -> int:
         """See `Maintenance`."""
-        return self._run(
-            lambda: self._batches.run_step(lambda: self._rows.mark_sessions_used(session_ids))
-        )
+        return self._run(lambda: self._batches.run_step(
+            lambda: self._rows.note_sessions_used(session_ids, note)
+        ))
 
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """See `Maintenance`."""

@@ -337,8 +337,8 @@ class SqliteReader:
     def shards(self, limit: int) -> list[StoredShard]:
         return self._run.call(shards.listed, limit)
 
-    def session_ends(self, session_ids: Sequence[str]) -> dict[str, int]:
-        return self._run.call(sessions.ends, session_ids)
+    def family_ends(self, families: Sequence[str]) -> dict[str, int]:
+        return self._run.call(sessions.family_ends, families)
 
     def records(
         self, table: str, where: Sequence[Condition], order: Sequence[str] = (), limit: int = 100

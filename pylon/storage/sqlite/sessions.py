@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Final
 
 import apsw
 
 from pylon.storage.auth_ops import Condition
-from pylon.storage.records import SessionRow
+from pylon.storage.records import SessionNote, SessionRow
 from pylon.storage.sql import record_sql
 from pylon.storage.sqlite.records import DIALECT
+
+_LAST_END: Final = "CASE WHEN min(expires_at) = 0 THEN 0 ELSE max(expires_at) END"
 
 
 def put(conn: apsw.Connection, session: SessionRow) -> None:
     """Store a session; it replaces one with the same id."""
     conn.execute(
         "INSERT OR REPLACE INTO _pylon_auth_sessions (session_id, user_id, is_guest, "
-        "created_at, expires_at, device, tenant_id) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "created_at, expires_at, device, tenant_id, family, auth_time, methods, last_seen_at, "
+        "token_hint) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (session.session_id, session.user_id, int(session.is_guest), session.created_at_s,
-         session.expires_at_s, session.device, session.tenant_id),
+         session.expires_at_s, session.device, session.tenant_id, session.family,
+         session.auth_time_s, session.methods, session.last_seen_at_s, session.token_hint),
     )
     if session.is_unused:
         conn.execute(
@@ -45,24 +50,37 @@ def drop(conn: apsw.Connection, session_id: str) -> int:
 def end(
     conn: apsw.Connection, where: Sequence[Condition], keep: Sequence[str], limit: int | None
 ) -> list[str]:
-    """Remove the sessions that fulfil all conditions, but those of `keep`. Return their ids."""
+    """Remove the sessions that fulfil all conditions, but those of `keep`. Return the family of
+    each."""
     text, parameters = record_sql.session_ids(DIALECT, where, keep, limit)
-    ended = [str(session_id) for (session_id,) in conn.execute(text, parameters)]
+    families = {str(row[0]): str(row[1]) for row in conn.execute(text, parameters)}
+    ended = list(families)
     for table in ("_pylon_unused_guests", "_pylon_auth_sessions"):
         conn.execute(
             f"DELETE FROM {table} WHERE session_id IN (SELECT value FROM json_each(?))",
             (json.dumps(ended),),
         )
-    return ended
+    return list(families.values())
 
 
-def mark_used(conn: apsw.Connection, session_ids: Sequence[str]) -> int:
-    """Mark sessions as used. Return how many of them were unused before."""
+def note_used(conn: apsw.Connection, session_ids: Sequence[str], note: SessionNote) -> int:
+    """Note the use of sessions. Return how many have changed."""
+    ids = json.dumps(session_ids)
     conn.execute(
         "DELETE FROM _pylon_unused_guests WHERE session_id IN (SELECT value FROM json_each(?))",
-        (json.dumps(session_ids),),
+        (ids,),
     )
-    return conn.changes()
+    changed = conn.changes()
+    conn.execute(
+        "UPDATE _pylon_auth_sessions SET last_seen_at = ?1, expires_at = CASE "
+        "WHEN expires_at = 0 OR ?3 = 0 THEN expires_at "
+        "WHEN ?4 = 0 THEN max(expires_at, ?3) "
+        "ELSE max(expires_at, min(?3, created_at + ?4)) END "
+        "WHERE session_id IN (SELECT value FROM json_each(?5)) AND rotated_at IS NULL "
+        "AND coalesce(last_seen_at, created_at) <= ?2",
+        (note.now_s, note.seen_before_s, note.prolong_to_s, note.max_age_s, ids),
+    )
+    return changed + conn.changes()
 
 
 def expired(conn: apsw.Connection, now_s: int, limit: int) -> list[str]:
@@ -104,23 +122,29 @@ def find(conn: apsw.Connection, session_id: str) -> SessionRow | None:
     row = conn.execute(
         "SELECT session_id, user_id, is_guest, created_at, expires_at, device, tenant_id, "
         "is_guest AND EXISTS (SELECT 1 FROM _pylon_unused_guests AS u "
-        "WHERE u.session_id = s.session_id) "
+        "WHERE u.session_id = s.session_id), coalesce(family, session_id), "
+        "coalesce(rotated_at, 0), coalesce(auth_time, created_at), coalesce(methods, ''), "
+        "coalesce(last_seen_at, created_at), coalesce(token_hint, '') "
         "FROM _pylon_auth_sessions AS s WHERE session_id = ?",
         (session_id,),
     ).fetchone()
     if row is None:
         return None
-    found, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id, is_unused = row
+    found, user_id, is_guest, created_at_s, expires_at_s, device, tenant_id, is_unused, *rest = row
     return SessionRow(
         found, user_id, bool(is_guest), created_at_s, expires_at_s, device, tenant_id,
-        bool(is_unused),
+        bool(is_unused), *rest,
     )
 
 
-def ends(conn: apsw.Connection, session_ids: Sequence[str]) -> dict[str, int]:
-    """Return the end of each stored session in Unix seconds (0: never)."""
+def family_ends(conn: apsw.Connection, families: Sequence[str]) -> dict[str, int]:
+    """Return the end of each stored family in Unix seconds (0: never)."""
+    ids = json.dumps(families)
     return dict(conn.execute(
-        "SELECT session_id, expires_at FROM _pylon_auth_sessions "
-        "WHERE session_id IN (SELECT value FROM json_each(?))",
-        (json.dumps(session_ids),),
+        f"SELECT family, {_LAST_END} FROM _pylon_auth_sessions "
+        "WHERE family IN (SELECT value FROM json_each(?1)) AND rotated_at IS NULL GROUP BY family "
+        # Sessions of servers before there were families.
+        "UNION ALL SELECT session_id, expires_at FROM _pylon_auth_sessions "
+        "WHERE session_id IN (SELECT value FROM json_each(?1)) AND family IS NULL",
+        (ids,),
     ))

@@ -30,7 +30,13 @@ from pylon.storage.core.transaction import (
 )
 from pylon.storage.events import ChangeEvent
 from pylon.storage.ops import WriteRequest
-from pylon.storage.records import BatchRefusal, DocumentView, SessionRow, StoredDocument
+from pylon.storage.records import (
+    BatchRefusal,
+    DocumentView,
+    SessionNote,
+    SessionRow,
+    StoredDocument,
+)
 from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
 from pylon.storage.sqlite import documents, epochs, log, meta, op_ids, sessions, shards
 from pylon.storage.sqlite.connect import STORE_FAILURES, refusal_reason
@@ -320,9 +326,9 @@ class _Maintenance:
         """See `MaintenanceRows`."""
         return sessions.drop(self._conn, session_id)
 
-    def mark_sessions_used(self, session_ids: Sequence[str]) -> int:
+    def note_sessions_used(self, session_ids: Sequence[str], note: SessionNote) -> int:
         """See `MaintenanceRows`."""
-        return sessions.mark_used(self._conn, session_ids)
+        return sessions.note_used(self._conn, session_ids, note)
 
     def expired_sessions(self, now_s: int, limit: int) -> list[str]:
         """See `MaintenanceRows`."""
