@@ -6,7 +6,8 @@
 Invariants: at most `limits.CALLS_IN_FLIGHT` calls are unanswered. Each ends in its answer, or in
 Unavailable after `limits.CALL_TIMEOUT_S`; then the port may have executed it or not. The port drops
 and counts an answer that its socket does not take. Metrics: pylon_bus_messages_total,
-pylon_bus_messages_dropped_total. Called by `pylon.bus.shards` and `workers.shards.server`.
+pylon_bus_messages_dropped_total. Called by `pylon.bus.shards`, `pylon.bus.identity` and the
+servers of the workers that answer.
 """
 
 from __future__ import annotations
@@ -49,11 +50,18 @@ _answers: Final = msgspec.msgpack.Decoder(list[Answer])
 class Caller:
     """The connection of a process to a port. Create it after any fork; `close` it at the end."""
 
-    def __init__(self, endpoint: str, channel: str, random: RandomSource) -> None:
-        """Args: `channel` is the label of the bus's metrics."""
+    def __init__(
+        self, endpoint: str, channel: str, random: RandomSource, *,
+        timeout_s: float = limits.CALL_TIMEOUT_S, connect_s: float | None = None,
+    ) -> None:
+        """
+        Args:
+            channel: the label of the bus's metrics.
+            connect_s: see `pylon.bus.exchange`.
+        """
         route = Route(
             endpoint, channel, channel, limits.BUS_CALLS_HWM, limits.CALLS_IN_FLIGHT,
-            limits.CALL_TIMEOUT_S,
+            timeout_s, connect_s,
         )
         name = b"c" + random.token_hex(12).encode()
         self._exchange: Exchange[Call, Answer] = Exchange(route, name, _answers.decode)
@@ -86,6 +94,11 @@ class CallPort:
         self._socket = contexts.open_socket(contexts.green(), zmq.ROUTER, limits.BUS_CALLS_HWM)
         self._socket.bind(endpoint)
         self._running = 0
+
+    @property
+    def running(self) -> int:
+        """Return the number of calls that are being executed."""
+        return self._running
 
     def run(self) -> NoReturn:
         """Answer calls for ever."""

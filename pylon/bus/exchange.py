@@ -8,7 +8,10 @@ and a reply have an `id`, and a reply has an `error`.
 
 Invariants: at most `in_flight` requests are unanswered. Each ends in its reply, or in Unavailable
 after `timeout_s`; then the other side may have executed it or not. The exchange drops and counts
-requests that the socket does not take, and their callers time out. Metrics:
+requests that the socket does not take, and their callers time out.
+
+With `connect_s` the exchange watches its connection: a request waits so long at most while there
+is none, and the loss of a connection ends all unanswered requests in Unavailable at once. Metrics:
 pylon_bus_messages_total, pylon_bus_messages_dropped_total. Called by `pylon.bus.rooms_client` and
 `pylon.bus.calls`.
 """
@@ -21,7 +24,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import gevent
 import zmq
+from gevent.event import Event
 from gevent.hub import Waiter, get_hub
+from zmq.utils.monitor import recv_monitor_message
 
 from pylon import metrics
 from pylon.bus import contexts, messages
@@ -55,6 +60,7 @@ class Route:
     hwm: int
     in_flight: int
     timeout_s: float
+    connect_s: float | None = None  # None: the connection is not watched
 
 
 class Exchange(Generic[_Request, _Reply]):
@@ -78,6 +84,11 @@ class Exchange(Generic[_Request, _Reply]):
         self._hub = get_hub()
         self._socket = contexts.open_socket(contexts.green(), zmq.DEALER, route.hwm)
         self._socket.setsockopt(zmq.ROUTING_ID, name)
+        self._connected = Event()
+        self._watch: gevent.Greenlet[..., Any] | None = None
+        if route.connect_s is not None:
+            monitor = self._socket.get_monitor_socket(zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED)
+            self._watch = gevent.spawn(self._watch_connection, monitor)
         self._socket.connect(route.endpoint)
         self._sent = metrics.BUS_MESSAGES.labels(route.channel)
         self._in_flight = metrics.BUS_IN_FLIGHT.labels(route.channel)  # of all on this channel
@@ -93,6 +104,8 @@ class Exchange(Generic[_Request, _Reply]):
         route = self._route
         if len(self._pending) >= route.in_flight or self._closed:
             raise Unavailable(f"Too many requests to {route.peer} are in flight", hint=_TRY_AGAIN)
+        if route.connect_s is not None and not self._connected.wait(route.connect_s):
+            raise Unavailable(f"No connection to {route.peer}", hint=_TRY_AGAIN)
         number = self._next_id
         self._next_id += 1
         waiter: Waiter[_Reply] = Waiter()
@@ -126,10 +139,29 @@ class Exchange(Generic[_Request, _Reply]):
         if self._closed:
             return
         self._closed = True
-        for waiter in self._pending.values():
-            self._hub.loop.run_callback(waiter.throw, Unavailable("This worker is stopping"))
+        self._fail_all("This worker is stopping")
         self._greenlet.kill(block=False)
+        if self._watch is not None:
+            self._watch.kill(block=False)
+            self._socket.disable_monitor()
         self._socket.close()
+
+    def _fail_all(self, why: str) -> None:
+        pending, self._pending = self._pending, {}
+        for waiter in pending.values():
+            self._hub.loop.run_callback(waiter.throw, Unavailable(why, hint=_TRY_AGAIN))
+
+    def _watch_connection(self, monitor: zmq.Socket[bytes]) -> None:
+        """Note whether there is a connection. A lost one ends the requests that wait."""
+        while True:
+            event = recv_monitor_message(monitor)["event"]
+            if event == zmq.EVENT_CONNECTED:
+                self._connected.set()
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._connected.clear()
+                self._fail_all(f"The connection to {self._route.peer} was lost")
+            else:
+                return  # the monitor has ended
 
     def _flush(self) -> None:
         """Send the requests of this turn, without waiting. Runs in the hub."""
