@@ -19,7 +19,7 @@ from pylon.dotenv import parse_dotenv as parse_dotenv
 from pylon.errors import SettingsRefused
 from pylon.foreign_settings import find_foreign, judge_foreign
 from pylon.provider_settings import ProviderSettings, is_provider_setting, read_providers
-from pylon.roles import ROLE_BY_NAME
+from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.setting_checks import refuse_unsafe as refuse_unsafe
 from pylon.settings import INTERNAL_NAMES, SETTINGS, Setting
 
@@ -61,6 +61,8 @@ class Config:
     ws_workers: int
     sse_workers: int
     shard_workers: int
+    identity_workers: int
+    auth_hash_threads: int
     cors_origin: tuple[str, ...]
     csrf_origins: tuple[str, ...]
     trust_proxy_hops: int
@@ -99,15 +101,16 @@ class Config:
     sign_in_providers: tuple[ProviderSettings, ...] = ()  # of PYLON_OAUTH_FILE and PYLON_OAUTH_*
 
     def port_of(self, role: str) -> int:
-        """Return the port of a role of `pylon.roles`."""
-        entry = ROLE_BY_NAME[role]
-        return int(getattr(self, entry.port_field)) or self.port + entry.port_offset
+        """Return the port of a role of `PORT_BY_ROLE`."""
+        entry = PORT_BY_ROLE[role]
+        return int(getattr(self, entry.field)) or self.port + entry.offset
 
     def workers_of(self, role: str) -> int:
         """Return the number of processes of the role on this node; 0: the role is off."""
-        if role not in self.roles:
+        entry = ROLE_BY_NAME[role]
+        if (entry.runs_with or role) not in self.roles:
             return 0
-        return int(getattr(self, ROLE_BY_NAME[role].workers_field))
+        return int(getattr(self, entry.workers_field))
 
     @property
     def data_dir(self) -> Path:

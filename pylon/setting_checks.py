@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from pylon.errors import StartRefused
-from pylon.roles import ROLES
+from pylon.roles import PORT_BY_ROLE
 
 if TYPE_CHECKING:
     from pylon.config import Config
@@ -51,13 +51,10 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     yield from _cookie_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
-    for role in ROLES:
-        port = config.port_of(role.name)
-        if config.workers_of(role.name) and port > _LAST_PORT:
-            yield (
-                f"the {role.name} port would be {port}: "
-                f"set {role.port_setting} or lower PYLON_PORT"
-            )
+    for role, entry in PORT_BY_ROLE.items():
+        port = config.port_of(role)
+        if config.workers_of(role) and port > _LAST_PORT:
+            yield f"the {role} port would be {port}: set {entry.setting} or lower PYLON_PORT"
     if config.app is not None and not Path(config.app).is_file():
         yield f"PYLON_APP is {config.app!r}, which is not a file"
     if config.static_dir is not None:
@@ -112,11 +109,11 @@ def _cluster_problems(config: Config) -> Iterator[str]:
             f"PYLON_CLUSTER_URL is {url}, and its port plus PYLON_SHARD_WORKERS - 1 is "
             f"{ports[-1]}: take a lower port"
         )
-    for role in ROLES:
-        if config.workers_of(role.name) and config.port_of(role.name) in ports:
+    for role in PORT_BY_ROLE:
+        if config.workers_of(role) and config.port_of(role) in ports:
             yield (
-                f"PYLON_CLUSTER_URL is {url}, and {config.port_of(role.name)} is the port of "
-                f"{role.name} too: take another port (each shards worker needs one)"
+                f"PYLON_CLUSTER_URL is {url}, and {config.port_of(role)} is the port of "
+                f"{role} too: take another port (each shards worker needs one)"
             )
 
 

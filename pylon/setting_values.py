@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
-from pylon.roles import ROLE_NAMES
+from pylon.roles import CHOSEN_ROLES
 
 Parser = Callable[[str], Any]
 
@@ -133,9 +133,9 @@ def choice(*allowed: str) -> Parser:
 def role_names(raw: str) -> tuple[str, ...]:
     """Return the roles of a comma list, in the order of `pylon.roles`."""
     given = [part.strip() for part in raw.split(",") if part.strip()]
-    if not given or not set(given) <= set(ROLE_NAMES):
-        raise ValueError(f"expected a comma list of {', '.join(ROLE_NAMES)}")
-    return tuple(name for name in ROLE_NAMES if name in given)
+    if not given or not set(given) <= set(CHOSEN_ROLES):
+        raise ValueError(f"expected a comma list of {', '.join(CHOSEN_ROLES)}")
+    return tuple(name for name in CHOSEN_ROLES if name in given)
 
 
 def node_name(raw: str) -> str:

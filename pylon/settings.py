@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pylon.database_url import chosen_database, postgres_url, shown_url
-from pylon.roles import ROLE_NAMES
+from pylon.roles import CHOSEN_ROLES
 from pylon.setting_values import (
     Parser,
     address,
@@ -108,7 +108,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Server-sent events port; 0 means PYLON_PORT + 2."),
     Setting("PYLON_SHARD_PORT", "shard_port", _int(0, 65535), "0",
             "Realtime shards port; 0 means PYLON_PORT + 3."),
-    Setting("PYLON_ROLES", "roles", role_names, ",".join(ROLE_NAMES),
+    Setting("PYLON_ROLES", "roles", role_names, ",".join(CHOSEN_ROLES),
             "The roles that this node runs, as a comma list. Others may run on other nodes of the "
             "same PostgreSQL database."),
     Setting("PYLON_NODE", "node", node_name, None,
@@ -128,6 +128,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "SSE worker processes; 0 switches the role off."),
     Setting("PYLON_SHARD_WORKERS", "shard_workers", _int(0, 64), "1",
             "Shard worker processes; 0 switches the role off."),
+    Setting("PYLON_IDENTITY_WORKERS", "identity_workers", _int(0, 1), "1",
+            "Processes for sign-in, passwords and mail, on each node with the role http. With 0 "
+            "those requests answer 503."),
+    Setting("PYLON_AUTH_HASH_THREADS", "auth_hash_threads", _int(0, 64), "0",
+            "Threads of the identity process that hash passwords; 0 means half of the cores. Each "
+            "takes 19 MiB while it hashes."),
     Setting("PYLON_CORS_ORIGIN", "cors_origin", origins, "",
             "The web app's origin, or a comma list of origins: pages that may read answers, send "
             "writes and use the session cookie, for example https://app.example.com. Mandatory "

@@ -2,8 +2,8 @@
 
 A role with an arbiter (HTTP, see `pylon.roles`) has one child: gunicorn's arbiter, which forks
 PYLON_HTTP_WORKERS workers itself. Each other role has as many children as workers. All workers of a
-role share its listening socket. The template forks the children (`supervisor.template`); the
-supervisor is their parent.
+role share its listening socket, if it has one. The template forks the children
+(`supervisor.template`); the supervisor is their parent.
 
 A child dies or falls silent. The successor of a dead child starts after a random delay, whose bound
 doubles with each early death. A silent child gets SIGABRT, and SIGKILL after
@@ -171,9 +171,8 @@ class Children:
             self._umask,
         )
         try:
-            slot.pid = self._template.fork(
-                request, self._listeners.by_role[slot.role].fileno()
-            )
+            listener = self._listeners.by_role.get(slot.role)
+            slot.pid = self._template.fork(request, None if listener is None else listener.fileno())
         except ForkFailed as ex:
             slot.failures += 1
             slot.start_at_s = slot.started_s + self._delay_s(slot)

@@ -5,7 +5,7 @@ The steps, in this order:
 1. /readyz answers 503, so that load balancers choose other servers. Other nodes place no shard on
    this one.
 2. No worker accepts new connections.
-3. The HTTP workers end, then the shards workers, then the ws and sse workers.
+3. The HTTP workers end, then the shards and identity workers, then the ws and sse workers.
 4. The rooms and the writer end, which have no clients by then.
 5. A running backup ends, and the flusher flushes the WAL of a database that is a file.
 
@@ -38,9 +38,11 @@ EXIT_CUT_SHORT: Final = 75  # EX_TEMPFAIL
 
 _POLL_S: Final = 0.05
 _ARBITER_GRACE_S: Final = 2.0  # for an arbiter to end after its last worker
-# gunicorn's arbiter stops accepting and ends with one signal, the other roles take two.
+# gunicorn's arbiter stops accepting and ends with one signal, other roles with a port take two.
 _ARBITERS: Final = tuple(role.name for role in ROLES if role.is_arbiter)
-_SOCKET_ROLES: Final = tuple(role.name for role in ROLES if not role.is_arbiter)
+_SOCKET_ROLES: Final = tuple(
+    role.name for role in ROLES if role.port is not None and not role.is_arbiter
+)
 
 _log = log.get_logger("drain")
 

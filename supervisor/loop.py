@@ -20,7 +20,7 @@ from typing import Final
 import pylon
 from pylon import log, metrics
 from pylon.bus.messages import NodeState, RolesReport, RoleState
-from pylon.roles import ROLE_BY_NAME
+from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.storage.nodes import NodeLease
 from supervisor.children import RoleView
 from supervisor.components import Components
@@ -57,6 +57,7 @@ class Loop:
         self._watchdog_at_s = 0.0
         self._announced: tuple[object, ...] | None = None
         self._said_ready = False
+        self._were_ready: set[str] = set()  # roles that had all their workers once
         self.stop_asked = False
         self.reload_asked = False
         self.cut_short = False
@@ -99,7 +100,11 @@ class Loop:
             return
         self._announced = progress
         self._report_at_s = now_s + _REPORT_PERIOD_S
-        states = {role: RoleState(view.wanted, view.ready) for role, view in views.items()}
+        self._were_ready |= {role for role, view in views.items() if view.ready >= view.wanted}
+        states = {
+            role: RoleState(view.wanted, view.ready, self._is_needed(role))
+            for role, view in views.items()
+        }
         parts.signals.send(RolesReport(
             states, self.draining, problem, checks, parts.pending.count
         ))
@@ -129,12 +134,22 @@ class Loop:
         """Return whether every role has all its workers ready."""
         return all(v.ready >= v.wanted for v in self._parts.children.views().values())
 
+    def _is_needed(self, role: str) -> bool:
+        """Return whether this node is ready only with all workers of the role.
+
+        A start waits for all roles. Later a role that is not essential may fail: its requests
+        answer 503, and the node goes on with all others.
+        """
+        return ROLE_BY_NAME[role].is_essential or role not in self._were_ready
+
     def _tell_systemd(self, views: dict[str, RoleView], now_s: float) -> None:
         notifier = self._parts.notifier
         if self.draining:
             notifier.extend_timeout(_EXTEND_S)
             return
-        ready = all(view.ready >= view.wanted for view in views.values())
+        ready = all(
+            view.ready >= view.wanted for role, view in views.items() if self._is_needed(role)
+        )
         if ready and not self._said_ready:
             self._said_ready = True
             notifier.ready()
@@ -149,7 +164,7 @@ class Loop:
         bind = self._parts.config.bind
         host = "localhost" if bind in ("0.0.0.0", "::") else f"[{bind}]" if ":" in bind else bind
         urls = {
-            name: f"{ROLE_BY_NAME[name].scheme}://{host}:{port}"
+            name: f"{PORT_BY_ROLE[name].scheme}://{host}:{port}"
             for name, port in self._parts.listeners.ports.items()
         }
         _log.info("ready", version=pylon.__version__, **urls,

@@ -36,7 +36,7 @@ from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
-from pylon.roles import ROLE_BY_NAME
+from pylon.roles import PORT_BY_ROLE, ROLE_NAMES
 from pylon.runtime import fd_budget
 from pylon.runtime.boot_id import read_boot_id
 from pylon.runtime.interpreter import freeze
@@ -259,7 +259,7 @@ def _assemble(
     stack.callback(signals.close)
     if config.seed is not None and (nodes is None or nodes.leads):  # one of all nodes plants it
         _plant_seed(Path(config.seed), store, manifest, runtime)
-    wanted = {role: config.workers_of(role) for role in listeners.by_role}
+    wanted = {role: config.workers_of(role) for role in ROLE_NAMES if config.workers_of(role)}
     children = Children(
         template, wanted, listeners, runtime,
         _child_environ(loaded, environ, store, listeners.ports, run_key),
@@ -375,5 +375,5 @@ def _child_environ(
     out.update(store.worker_settings())
     if run_key is not None:
         out["PYLON_SECRET_KEY"] = run_key
-    out.update({ROLE_BY_NAME[role].port_setting: str(port) for role, port in ports.items()})
+    out.update({PORT_BY_ROLE[role].setting: str(port) for role, port in ports.items()})
     return out

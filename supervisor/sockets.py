@@ -1,9 +1,11 @@
-"""Listening sockets: one for each role, which the supervisor binds or takes over from systemd.
+"""Listening sockets: one for each role with a port.
 
-The supervisor keeps each socket open until its end, and passes the descriptor to each worker of the
-role. So connections wait in the kernel's backlog while a dead worker has no successor yet.
-`open_listeners` assigns sockets of systemd (LISTEN_FDS) to roles by FileDescriptorName, else in the
-order http, ws, sse, shards. systemd keeps its copy of them open while Pylon restarts.
+The supervisor binds them, or takes them over from systemd.
+
+It keeps each socket open until its end, and passes the descriptor to each worker of the role. So
+connections wait in the kernel's backlog while a dead worker has no successor yet. `open_listeners`
+assigns sockets of systemd (LISTEN_FDS) to roles by FileDescriptorName, else in the order http, ws,
+sse, shards. systemd keeps its copy of them open while Pylon restarts.
 
 `Listeners.ports` has the ports of the sockets. systemd's sockets override the port settings;
 `port_warnings` reports that. `open_listeners` closes systemd's socket of a role that is switched
@@ -25,7 +27,7 @@ from typing import Final
 
 from pylon.config import Config, Loaded
 from pylon.errors import StartRefused
-from pylon.roles import ROLE_BY_NAME, ROLE_NAMES, ROLES, port_hint
+from pylon.roles import PORT_BY_ROLE
 
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4_096
@@ -33,7 +35,7 @@ _BACKLOG: Final = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """One socket for each role that is switched on."""
+    """One socket for each role with a port that is switched on."""
 
     by_role: dict[str, socket.socket]
     ports: dict[str, int]
@@ -62,7 +64,7 @@ def open_listeners(
         StartRefused: a port is taken or this user may not bind it (the text names port and
             setting), or systemd's sockets do not fit the roles.
     """
-    wanted = [role for role in ROLE_NAMES if config.workers_of(role)]
+    wanted = [role for role in PORT_BY_ROLE if config.workers_of(role)]
     if kept is None:
         opened = _take_from_systemd(wanted, environ, pid, first_fd)
     else:
@@ -78,7 +80,7 @@ def open_listeners(
         for role in wanted:
             if role not in opened:
                 opened[role] = _bind(
-                    config.bind, config.port_of(role), port_hint(ROLE_BY_NAME[role])
+                    config.bind, config.port_of(role), PORT_BY_ROLE[role].hint
                 )
     except StartRefused:
         for sock in opened.values():
@@ -104,11 +106,11 @@ def _keep_fitting(kept: Listeners, config: Config) -> dict[str, socket.socket]:
 def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:
     """Return warnings about port settings that systemd's sockets override."""
     return [
-        f"{role.port_setting} makes the {role.name} port {loaded.config.port_of(role.name)}, but "
-        f"systemd listens on {ports[role.name]}, which counts: ListenStream= of its unit sets it"
-        for role in ROLES
-        if role.name in ports and ports[role.name] != loaded.config.port_of(role.name)
-        and {loaded.origin[role.port_setting], loaded.origin["PYLON_PORT"]} != {"default"}
+        f"{entry.setting} makes the {role} port {loaded.config.port_of(role)}, but "
+        f"systemd listens on {ports[role]}, which counts: ListenStream= of its unit sets it"
+        for role, entry in PORT_BY_ROLE.items()
+        if role in ports and ports[role] != loaded.config.port_of(role)
+        and {loaded.origin[entry.setting], loaded.origin["PYLON_PORT"]} != {"default"}
     ]
 
 
@@ -125,8 +127,8 @@ def _take_from_systemd(
         return {}  # systemd passed no socket, or passed them to another process
     fds = range(first_fd, first_fd + int(environ["LISTEN_FDS"]))
     names = environ.get("LISTEN_FDNAMES", "").split(":")
-    if len(names) != len(fds) or not set(names) <= set(ROLE_NAMES):
-        names = list(ROLE_NAMES) if len(fds) == len(ROLES) else wanted[: len(fds)]
+    if len(names) != len(fds) or not set(names) <= set(PORT_BY_ROLE):
+        names = list(PORT_BY_ROLE) if len(fds) == len(PORT_BY_ROLE) else wanted[: len(fds)]
     if len(set(names)) != len(fds):
         raise StartRefused(
             f"systemd passed {len(fds)} sockets ({environ.get('LISTEN_FDNAMES', 'unnamed')}) for "

@@ -153,8 +153,11 @@ class Template:
                       took_s=round(self._clock.monotonic_s() - self._started_s, 3))
         return self._is_ready
 
-    def fork(self, request: ForkRequest, listen_fd: int) -> int:
+    def fork(self, request: ForkRequest, listen_fd: int | None) -> int:
         """Fork a worker, and return its pid.
+
+        Args:
+            listen_fd: the descriptor of its listening socket; None for a role without a port.
 
         Raises:
             ForkFailed: no worker was forked. A template that did not answer was killed.
@@ -162,7 +165,8 @@ class Template:
         if self._sock is None:
             raise ForkFailed("the template has ended")
         try:
-            fork_requests.send_request(self._sock, request, [listen_fd])
+            fds = [] if listen_fd is None else [listen_fd]
+            fork_requests.send_request(self._sock, request, fds)
             reply = fork_requests.receive_reply(self._sock)
         except (EOFError, OSError) as ex:
             reply = self._last_reply() or ForkReply(0, f"the template did not answer: {ex}")

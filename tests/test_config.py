@@ -11,7 +11,7 @@ import pytest
 from pylon import config, settings
 from pylon.database_url import shown_url
 from pylon.errors import SettingsRefused, StartRefused
-from pylon.roles import ROLE_NAMES
+from pylon.roles import CHOSEN_ROLES
 from pylon.setting_checks import unsafe_settings
 
 GOOD = {"PYLON_CORS_ORIGIN": "https://app.example.com", "PYLON_ADMIN_TOKEN": "x" * 40}
@@ -324,8 +324,8 @@ def test_cluster_ports_are_nobody_elses(env: dict[str, str], words: str) -> None
 def test_roles_are_a_list_in_the_order_of_the_table() -> None:
     loaded = config.load({"PYLON_ROLES": " ws, http"}).config
     assert loaded.roles == ("http", "ws")
-    assert [loaded.workers_of(name) for name in ROLE_NAMES] == [2, 1, 0, 0]
-    assert config.load({"PYLON_ROLES": ""}).config.roles == ROLE_NAMES
+    assert [loaded.workers_of(name) for name in CHOSEN_ROLES] == [2, 1, 0, 0]
+    assert config.load({"PYLON_ROLES": ""}).config.roles == CHOSEN_ROLES
     for text in ("jobs", ",", "http;ws"):
         with pytest.raises(SettingsRefused, match="PYLON_ROLES"):
             config.load({"PYLON_ROLES": text})

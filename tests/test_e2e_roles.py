@@ -26,7 +26,8 @@ def listens(port: int) -> bool:
 
 def test_roles_can_be_switched_off(make_server: Callable[..., PylonServer]) -> None:
     server = make_server(
-        PYLON_HTTP_WORKERS="1", PYLON_WS_WORKERS="0", PYLON_SHARD_WORKERS="0"
+        PYLON_HTTP_WORKERS="1", PYLON_WS_WORKERS="0", PYLON_SHARD_WORKERS="0",
+        PYLON_IDENTITY_WORKERS="0",
     ).start()
     assert [listens(server.port + n) for n in range(4)] == [True, False, True, False]
     status, body, _ = server.request("GET", "/api/client-config")

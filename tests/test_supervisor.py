@@ -32,7 +32,7 @@ def test_start_status_and_a_complete_drain(make: Maker) -> None:
     assert it.process is not None
     status = it.status()
     assert {role: (r["wanted"], r["ready"]) for role, r in status["roles"].items()} == {
-        "http": (1, 1), "ws": (2, 2), "sse": (1, 1), "shards": (1, 1),
+        "http": (1, 1), "ws": (2, 2), "sse": (1, 1), "shards": (1, 1), "identity": (1, 1),
     }
     assert len(status["roles"]["ws"]["pids"]) == 2
     assert status["ports"] == {
@@ -44,11 +44,12 @@ def test_start_status_and_a_complete_drain(make: Maker) -> None:
     assert it.end() == 0, it.log()
     steps = [event["step"] for event in it.events("drain")]
     assert steps == [
-        "announced", "not accepting", "http ended", "shards ended", "ws and sse ended",
-        "writer stopped", "flushed", "ended",
+        "announced", "not accepting", "http ended", "shards and identity ended",
+        "ws and sse ended", "writer stopped", "flushed", "ended",
     ]
     ended = [line for line in it.log().splitlines() if line.endswith(" ended")]
-    assert [line.split()[0] for line in ended[:2]] == ["http", "shards"], it.log()
+    assert [line.split()[0] for line in ended[:1]] == ["http"], it.log()
+    assert {line.split()[0] for line in ended[1:3]} == {"shards", "identity"}, it.log()
     assert not (it.folder / "run").exists()
     assert not Path(f"{it.db_path}-wal").exists()
     assert Path(f"{it.db_path}.pid").read_text() == ""

@@ -108,7 +108,7 @@ import os, sys, socket
 sys.path.insert(0, sys.argv[1])
 from pylon.config import load
 from pylon.errors import StartRefused
-from pylon.roles import ROLE_BY_NAME
+from pylon.roles import PORT_BY_ROLE
 from supervisor.sockets import open_listeners, port_warnings
 base, names, kind = int(sys.argv[2]), sys.argv[3], sys.argv[4]
 found = []
@@ -127,7 +127,7 @@ try:
     from supervisor.main import _child_environ
     from pylon.storage.factory import open_store
     child = _child_environ(loaded, {}, open_store(loaded.config), ports)
-    assert all(child[ROLE_BY_NAME[role].port_setting] == str(port) for role, port in ports.items())
+    assert all(child[PORT_BY_ROLE[role].setting] == str(port) for role, port in ports.items())
 except StartRefused as ex:
     print(ex.message)
 """

@@ -62,12 +62,19 @@ class WorkerContext:
     runtime: Runtime
     role: str
     worker: str  # unique within the role
-    listen_socket: socket.socket
+    listener: socket.socket | None  # None for a role without a port
     reader_pool: Store
     clock: Clock
     limiter: RateLimiter
     used_sessions: UsedSessions = field(default_factory=UsedSessions)
     status_changed: Event = field(default_factory=Event)  # set to report a readiness at once
+
+    @property
+    def listen_socket(self) -> socket.socket:
+        """Return the listening socket. Only a role with a port has one."""
+        if self.listener is None:
+            raise RuntimeError(f"the role {self.role} has no listening socket")
+        return self.listener
 
 
 def boot() -> WorkerContext:
@@ -102,7 +109,7 @@ def boot() -> WorkerContext:
         runtime=runtime,
         role=child.role,
         worker=child.worker,
-        listen_socket=_inherited(child.listen_fd),
+        listener=None if child.listen_fd is None else _inherited(child.listen_fd),
         reader_pool=reader_pool,
         clock=app.clock,
         limiter=RateLimiter(

@@ -12,8 +12,8 @@ pid to the supervisor. So no worker runs that the supervisor does not know.
 
 Invariants: the template opens no bus socket, database or listener, has one thread and no event loop
 of gevent, and keeps no descriptor of a request. A worker has the descriptors 0 to 2 and its
-listener only. The template dies with the supervisor (`parent_death`). CPython seeds `random` again
-after a fork; a worker makes its own ids, tokens and ZeroMQ contexts.
+listener only, if it has one. The template dies with the supervisor (`parent_death`). CPython seeds
+`random` again after a fork; a worker makes its own ids, tokens and ZeroMQ contexts.
 
 PERF: imports take 0.6 s, a fork 0.01 s. Figures of memory are in `bench/processes.py`. Called by
 `pylon.cli.start` in a fork, or run as ``python -m workers.template FD SUPERVISOR_PID`` by
@@ -194,7 +194,8 @@ def set_up_worker(request: ForkRequest, fds: list[int], supervisor_pid: int) -> 
     die_with_parent(supervisor_pid)
     os.setpgid(0, 0)  # Ctrl-C in a terminal reaches the supervisor only, which drains
     child = ChildEnv(
-        request.role, request.worker, Path(request.runtime_dir), fds[0], supervisor_pid
+        request.role, request.worker, Path(request.runtime_dir), fds[0] if fds else None,
+        supervisor_pid,
     )
     os.environ.update(child.to_environ())
     os.chdir(request.cwd)

@@ -6,7 +6,8 @@ as the client sent it (`routing`) and decodes the segments one by one. HEAD is l
 the body. A known path with another method is 405 with Allow, an unknown path 404. The middleware
 answers OPTIONS for any path.
 
-A new route is one line in `_routes`, with what an API key needs for each of its methods.
+A new route is one line in `_routes`, with what an API key needs for each of its methods. A route of
+sign-in is a line of `pylon.api.identity.routes`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pylon.api.http.route_access import Methods, RouteAccess
 from pylon.api.http.routing import SINK, EncodedSlashes
 from pylon.api.http.static_files import PREFIX, StaticFiles
 from pylon.api.identity import refresh, session_list, sessions
+from pylon.api.identity.forwarding import identity_resources
 from pylon.api.realtime import matchmaking, pubsub, rooms, shards
 from pylon.api.services import Services
 from pylon.api.sync import documents, pull, push
@@ -104,7 +106,7 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
             "/api/admin/sessions/purge", admin_sessions.SessionPurge(identity),
             {"POST": access.ADMIN_WRITE},
         ),
-        ("/api/auth/providers", sessions.Providers(), {"GET": access.OPEN}),
+        *identity_resources(identity),
         (
             "/api/entities/{entity}", entities.EntityList(data),
             {"GET": access.ROWS_READ, "POST": access.ROWS_WRITE},

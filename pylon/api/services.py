@@ -31,6 +31,7 @@ from pylon.app_rates import AppRates
 from pylon.auth.cookies import SessionCookie, session_cookie
 from pylon.auth.origin import Origins, origins
 from pylon.auth.session_cache import SessionCache
+from pylon.bus.identity import CallFacts, IdentityAnswer
 from pylon.bus.messages import Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
@@ -92,6 +93,19 @@ class ShardCommands(Protocol):
         """Send a command to every shards worker; return the texts of those that answered."""
 
 
+class IdentityCalls(Protocol):
+    """Calls the identity process: `pylon.bus.identity.IdentityClient`."""
+
+    def call(
+        self, action: str, body: bytes, params: dict[str, str], facts: CallFacts
+    ) -> IdentityAnswer:
+        """Have it carry out an action.
+
+        Raises:
+            PylonError: the error of the flow, or the process is not reached.
+        """
+
+
 class MergeChecker(Protocol):
     """Merges updates of documents on trial: `workers.merge_sandbox.MergeSandbox`."""
 
@@ -119,6 +133,7 @@ class Connections:
     merge_checker: MergeChecker
     rooms: RoomCommands
     shards: ShardCommands
+    identity: IdentityCalls
     send_signal: Callable[[Signal], None]
     readiness: Readiness
 
@@ -201,17 +216,19 @@ class RealtimeServices:
 
 @dataclass(slots=True)
 class IdentityServices:
-    """Services of the resources of sessions."""
+    """Services of the resources of sessions and sign-in."""
 
     requests: RequestServices
     app: App
     store: Store = field(init=False)
     writer: Writer = field(init=False)
+    identity: IdentityCalls = field(init=False)
     send_signal: Callable[[Signal], None] = field(init=False)
 
     def connect(self, connections: Connections) -> None:
         self.store = connections.store
         self.writer = connections.writer
+        self.identity = connections.identity
         self.send_signal = connections.send_signal
 
 

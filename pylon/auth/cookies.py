@@ -106,6 +106,35 @@ def cookie_value(header: str | None, name: str) -> UnprivilegedToken | None:
     return UnprivilegedToken(values[0])
 
 
+# The cookies of sign-in besides the session's: short name, and the end of the cookie's name, which
+# begins as the session's does. One that browsers must know by a fixed name has that name.
+DEVICE: Final = "device"  # marks a device that has signed in before
+OAUTH: Final = "oauth"  # binds the state of a provider's sign-in to the browser
+MAGIC_LINK: Final = "ml"  # the browser that asked for a magic link
+TRUSTED_DEVICE: Final = "trusted_device"
+_SUFFIXES: Final = {DEVICE: "_dev", OAUTH: "_oauth", MAGIC_LINK: "_ml"}
+_TRUSTED_DEVICE_COOKIE: Final = "pylon_trusted_device"
+_SESSION_SUFFIX: Final = "_session"
+
+
+def identity_cookie_name(kind: str, session_name: str) -> str:
+    """Return the name of a cookie of sign-in, from its short name and the session cookie's name."""
+    if kind == TRUSTED_DEVICE:
+        return _TRUSTED_DEVICE_COOKIE
+    return session_name.removesuffix(_SESSION_SUFFIX) + _SUFFIXES[kind]
+
+
+def identity_cookies(header: str | None, session_name: str) -> dict[str, str]:
+    """Return the cookies of sign-in of a request by their short names."""
+    if not header:
+        return {}
+    found = {
+        kind: cookie_value(header, identity_cookie_name(kind, session_name))
+        for kind in (*_SUFFIXES, TRUSTED_DEVICE)
+    }
+    return {kind: str(value) for kind, value in found.items() if value is not None}
+
+
 def has_conflict(header: str, name: str) -> bool:
     """Whether a Cookie header holds two different cookies called `name`."""
     if header.count(name) < 2:  # the usual case

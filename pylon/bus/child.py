@@ -21,7 +21,7 @@ class ChildEnv:
     role: str
     worker: str
     runtime_dir: Path
-    listen_fd: int
+    listen_fd: int | None  # None for a role without a port
     supervisor_pid: int
 
     def to_environ(self) -> dict[str, str]:
@@ -29,7 +29,7 @@ class ChildEnv:
         return {
             "PYLON_WORKER": f"{self.role}/{self.worker}",
             "PYLON_RUNTIME_DIR": str(self.runtime_dir),
-            "PYLON_LISTEN_FD": str(self.listen_fd),
+            "PYLON_LISTEN_FD": "" if self.listen_fd is None else str(self.listen_fd),
             "PYLON_SUPERVISOR_PID": str(self.supervisor_pid),
         }
 
@@ -42,9 +42,10 @@ class ChildEnv:
         """
         try:
             role, _, worker = environ["PYLON_WORKER"].partition("/")
+            listen_fd = environ["PYLON_LISTEN_FD"]
             return cls(
                 role, worker, Path(environ["PYLON_RUNTIME_DIR"]),
-                int(environ["PYLON_LISTEN_FD"]), int(environ["PYLON_SUPERVISOR_PID"]),
+                int(listen_fd) if listen_fd else None, int(environ["PYLON_SUPERVISOR_PID"]),
             )
         except (KeyError, ValueError) as ex:
             raise StartRefused(

@@ -1,9 +1,10 @@
 """Fork requests: the supervisor's requests to the template process for new workers.
 
-Both ends hold one socket of a pair. A request carries the listening descriptor (SCM_RIGHTS) and
-everything that a child process would get by exec: environment, working directory, umask and
-arguments. The first reply tells that the template is ready. Each later one has the pid of the
-worker that a request has started. A message is four bytes of length (big-endian), then MessagePack.
+Both ends hold one socket of a pair. A request carries the listening descriptor (SCM_RIGHTS), if the
+role has a port, and everything that a child process would get by exec: environment, working
+directory, umask and arguments. The first reply tells that the template is ready. Each later one has
+the pid of the worker that a request has started. A message is four bytes of length (big-endian),
+then MessagePack.
 
 Invariant: the supervisor reads the reply to a request before it sends the next one, so each end
 reads whole messages. This module imports no ZeroMQ, and uses `_socket.socket`, which gevent does
@@ -67,7 +68,7 @@ def send_request(sock: _socket.socket, request: ForkRequest, fds: list[int]) -> 
         OSError: the other end is closed, or the time limit of `sock` has passed.
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-    _send(sock, request, rights)
+    _send(sock, request, rights if fds else [])
 
 
 def receive_request(sock: _socket.socket) -> tuple[ForkRequest, list[int]] | None:

@@ -41,6 +41,7 @@ class DocumentsChanged(msgspec.Struct, frozen=True, tag="documents_changed"):
 class RoleState(msgspec.Struct, frozen=True):
     wanted: int
     ready: int
+    is_needed: bool = True  # else the node is ready without the role
 
 
 class RolesReport(msgspec.Struct, frozen=True, tag="roles"):

@@ -32,7 +32,7 @@ _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
-    "control.sock", "manifest.json", "rates", "hints", "arbiter", "cluster-key",
+    "control.sock", "manifest.json", "rates", "hints", "arbiter", "cluster-key", "identity",
 )
 
 
@@ -77,6 +77,11 @@ class Runtime:
     def shards(self, worker: str) -> str:
         """Return the endpoint of a shards worker."""
         return self._endpoint(f"shards-{worker}")
+
+    @property
+    def identity(self) -> str:
+        """Return the endpoint of the identity process."""
+        return self._endpoint("identity")
 
     @property
     def hints(self) -> Path:

@@ -17,7 +17,7 @@ from pylon.cli.running import Running, find_running
 from pylon.config import Config
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
-from pylon.roles import ROLE_BY_NAME, ROLES
+from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.storage.factory import open_store
 
 _POLL_S = 0.05
@@ -47,8 +47,8 @@ def announce(config: Config, manifest: Manifest) -> None:
     running = find_running(config)
     if isinstance(running, Running):  # sockets of systemd may have other ports than the settings
         ports: dict[str, Any] = {
-            role.port_field: running.ports.get(role.name, config.port_of(role.name))
-            for role in ROLES
+            port.field: running.ports.get(role, config.port_of(role))
+            for role, port in PORT_BY_ROLE.items()
         }
         config = replace(config, **ports)
     if wants_json():
@@ -74,9 +74,9 @@ def urls(config: Config) -> dict[str, str]:
     if ":" in host:
         host = f"[{host}]"
     return {
-        role.name: f"{role.scheme}://{host}:{config.port_of(role.name)}{role.url_path.rstrip('/')}"
-        for role in ROLES
-        if config.workers_of(role.name)
+        role: f"{port.scheme}://{host}:{config.port_of(role)}{port.url_path.rstrip('/')}"
+        for role, port in PORT_BY_ROLE.items()
+        if config.workers_of(role)
     }
 
 

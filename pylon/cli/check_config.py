@@ -22,7 +22,7 @@ from pylon.data_dir import data_dir_warnings
 from pylon.data_dir_lock import is_locked
 from pylon.errors import SettingsRefused, StartRefused
 from pylon.manifest.model import Manifest
-from pylon.roles import ROLES
+from pylon.roles import PORT_BY_ROLE
 from pylon.runtime import fd_budget
 from pylon.startup import find_problems, read_manifest, start_warnings
 
@@ -78,8 +78,8 @@ def port_problems(config: Config) -> list[str]:
     """Return a line for each port that two roles share, that is too large, or that is in use."""
     problems: list[str] = []
     seen: dict[int, str] = {}
-    for entry in ROLES:
-        role, setting, port = entry.name, entry.port_setting, config.port_of(entry.name)
+    for role, entry in PORT_BY_ROLE.items():
+        setting, port = entry.setting, config.port_of(role)
         if config.workers_of(role) == 0:
             continue
         if port > 65535:

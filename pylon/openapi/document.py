@@ -17,6 +17,7 @@ from pylon.manifest.model import Manifest
 from pylon.openapi.documents import document_paths
 from pylon.openapi.filters import filter_schemas
 from pylon.openapi.identity import identity_paths, identity_schemas
+from pylon.openapi.identity_routes import forwarded_paths
 from pylon.openapi.parts import Schema, header, obj
 from pylon.openapi.rooms import room_paths, room_schemas
 from pylon.openapi.rows import entity_paths, graph_paths
@@ -98,8 +99,8 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
         **write_schemas(manifest), **room_schemas(), **shard_schemas(),
     }
     paths = {
-        **server_paths(), **identity_paths(), **session_paths(), **sync_paths(),
-        **graph_paths(manifest),
+        **server_paths(), **identity_paths(), **forwarded_paths(), **session_paths(),
+        **sync_paths(), **graph_paths(manifest),
         **write_paths(manifest), **document_paths(manifest), **room_paths(),
         **shard_paths(),
     }

@@ -87,8 +87,4 @@ def identity_paths() -> Paths:
                 raises=WRITE_ERRORS,
             ),
         },
-        "/api/auth/providers": operation(
-            "get", "providers", "auth", "Sign-in providers; this server has none",
-            {200: response("An empty list", listed({"type": "object"}, maxItems=0))},
-        ),
     }

@@ -21,7 +21,7 @@ from pylon.openapi.parts import (
     query,
     response,
 )
-from pylon.roles import ROLE_NAMES
+from pylon.roles import PORT_BY_ROLE
 
 _TEXT: Final[Schema] = {"type": "string"}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
@@ -69,8 +69,8 @@ def server_paths() -> Paths:
             "get", "clientConfig", _TAG, "The URLs and ports of all roles",
             {200: response("Addresses", obj({
                 "name": _TEXT, "version": _TEXT,
-                "urls": obj({role: nullable(_TEXT) for role in ROLE_NAMES}),
-                "ports": obj({role: nullable({"type": "integer"}) for role in ROLE_NAMES}),
+                "urls": obj({role: nullable(_TEXT) for role in PORT_BY_ROLE}),
+                "ports": obj({role: nullable({"type": "integer"}) for role in PORT_BY_ROLE}),
             }))},
             security=NOBODY,
         ),

@@ -25,6 +25,7 @@ from pylon.api.services import Connections, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
 from pylon.auth.session_cache import SessionCache, UsedSessions
+from pylon.bus.identity import CallFacts, IdentityAnswer, IdentityCall
 from pylon.bus.messages import RolesReport, RoleState, Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
@@ -39,6 +40,9 @@ from pylon.rooms.service import RoomService
 from pylon.storage.interface import Store, WriteEngine
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 from tests.support.database import Database
+from workers.identity.execution import execute
+from workers.identity.hashing import HashPool
+from workers.identity.identity import Identity
 from workers.merge_sandbox import MergeSandbox
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.registry import ShardRegistry
@@ -121,6 +125,24 @@ class DirectShards:
             raise WireError.from_error(ex).to_exception() from ex
 
 
+class DirectIdentity:
+    """Carries the calls of the identity process out at once, in this process."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+
+    def call(
+        self, action: str, body: bytes, params: dict[str, str], facts: CallFacts
+    ) -> IdentityAnswer:
+        deadline_s = self.identity.app.clock.monotonic_s() + 1.0
+        command = msgspec.msgpack.encode(IdentityCall(action, body, params, facts, deadline_s))
+        try:
+            answer = execute(self.identity, command)
+        except PylonError as ex:  # as the bus carries it
+            raise WireError.from_error(ex).to_exception() from ex
+        return msgspec.msgpack.decode(answer, type=IdentityAnswer)
+
+
 @dataclass(slots=True)
 class ApiStage:
     """An app to send requests to, and what stands behind it."""
@@ -129,6 +151,7 @@ class ApiStage:
     services: Services
     writer: DirectWriter
     clock: ManualClock
+    identity: Identity
     signals: list[Signal] = field(default_factory=list)
     hinted: list[tuple[int, int]] = field(default_factory=list)  # keys and cursors
     used_sessions: UsedSessions = field(default_factory=UsedSessions)
@@ -187,6 +210,10 @@ def serve_api(
     hinted: list[tuple[int, int]] = []
     used_sessions = UsedSessions()
     merge_sandbox = MergeSandbox()
+    identity = Identity(
+        app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
+        send_signal=signals.append,
+    )
     services = make_services(app, folder / "control.sock")
     wsgi = make_app(services)
     services.connect(
@@ -200,14 +227,17 @@ def serve_api(
             merge_checker=merge_sandbox,
             rooms=DirectRooms(clock),
             shards=DirectShards(pool, writer, clock, folder),
+            identity=DirectIdentity(identity),
             send_signal=signals.append,
             readiness=Readiness(lambda: pool.point(lambda reader: reader.head_seq()), clock),
         )
     )
     try:
         yield ApiStage(
-            testing.TestClient(wsgi), services, writer, clock, signals, hinted, used_sessions
+            testing.TestClient(wsgi), services, writer, clock, identity, signals, hinted,
+            used_sessions,
         )
     finally:
+        identity.hashes.close()
         merge_sandbox.close()
         database.close()

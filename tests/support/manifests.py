@@ -56,6 +56,52 @@ def notes_app() -> dict[str, Any]:
     }
 
 
+def sign_in_app() -> dict[str, Any]:
+    """People who sign in, and todos of theirs: the app of the tests of identity."""
+    own = "auth.userId == data.authorId"
+    return {
+        "manifest_version": 1,
+        "name": "members",
+        "version": "0.1.0",
+        "entities": [
+            {
+                "name": "User",
+                "fields": [
+                    field("email", "string", unique=True),
+                    field("displayName", "string", optional=True),
+                    field("avatarColor", "string", optional=True),
+                    field("avatarUrl", "string", optional=True),
+                    field("emailVerified", "datetime", optional=True),
+                    field("passwordHash", "string", optional=True),
+                    field("role", "string", optional=True),
+                    field("createdAt", "datetime", optional=True),
+                ],
+                "indexes": [],
+                "crdt": False,
+            },
+            {
+                "name": "Todo",
+                "fields": [field("title", "string"), field("authorId", "id(User)")],
+                "indexes": [],
+                "crdt": False,
+            },
+        ],
+        "routes": [],
+        "auth": {"user": {"entity": "User"}},
+        "policies": [
+            {
+                "name": "users", "entity": "User", "allowRead": "auth.userId == data.id",
+                "allowInsert": "true", "allowUpdate": "auth.userId == data.id",
+                "allowDelete": "false",
+            },
+            {
+                "name": "todos", "entity": "Todo", "allowRead": own, "allowInsert": own,
+                "allowUpdate": own, "allowDelete": own,
+            },
+        ],
+    }
+
+
 def windows_app() -> dict[str, Any]:
     """Return a manifest whose entities differ in who may read rows, with an order by index."""
     fields = [

@@ -38,10 +38,11 @@ def main() -> int:
     if mood == "dies":
         return 3
     ended = gevent.event.Event()
-    listener = socket.socket(fileno=child.listen_fd)
+    listener = None if child.listen_fd is None else socket.socket(fileno=child.listen_fd)
 
     def stop_accepting() -> None:
-        listener.close()
+        if listener is not None:
+            listener.close()
         write_line(f"{child.role} stops accepting")
 
     gevent.signal_handler(signal.SIGUSR1, stop_accepting)

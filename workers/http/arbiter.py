@@ -157,6 +157,8 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
     def run(self) -> None:
         """Be the arbiter until a signal ends it."""
         beat = FileBeat(Runtime(self._child.runtime_dir).arbiter, SystemClock())
+        if self._child.listen_fd is None:
+            raise RuntimeError("the supervisor has passed no listening socket")
         BeatingArbiter(self, beat, Listener(self._child.listen_fd)).run()
 
     def load_default_config(self) -> None:

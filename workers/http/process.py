@@ -27,6 +27,7 @@ from pylon.app import App
 from pylon.auth.origin import origins
 from pylon.auth.response_headers import unread_headers
 from pylon.auth.session_cache import SessionCache
+from pylon.bus.identity import IdentityClient
 from pylon.bus.messages import NodeState, RolesReport, SessionRevoked
 from pylon.bus.passing import SocketSender
 from pylon.bus.rooms_client import RoomsClient
@@ -82,6 +83,9 @@ class HttpProcess:
         )
         self._links = open_links(runtime.cluster_key, app.clock, app.random)
         self._shards = ShardsClient(runtime, self._placement, app.random, self._links)
+        self._identity = IdentityClient(
+            runtime, app.clock, app.random, is_on=app.config.workers_of("identity") > 0
+        )
         self._merge_sandbox = MergeSandbox()
         self._hints = HintWriter(runtime.hints, app.config.workers_of("http"), app.clock)
         store = booted.reader_pool
@@ -103,6 +107,7 @@ class HttpProcess:
                 merge_checker=self._merge_sandbox,
                 rooms=self._rooms,
                 shards=self._shards,
+                identity=self._identity,
                 send_signal=self._sender.send,
                 readiness=self._readiness,
             )
@@ -147,6 +152,7 @@ class HttpProcess:
         self._writer.close()
         self._rooms.close()
         self._shards.close()
+        self._identity.close()
         if self._links is not None:
             self._links.close()
         self._merge_sandbox.close()

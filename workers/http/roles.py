@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from pylon.roles import ROLES
+from pylon.roles import PORT_BY_ROLE
 from workers.http.request import Request
 
 SHARDS: Final = "/api/shards/"
-_UPGRADES: Final = {role.upgrade_path: role.name for role in ROLES if role.upgrade_path}
+_UPGRADES: Final = {
+    port.upgrade_path: role for role, port in PORT_BY_ROLE.items() if port.upgrade_path
+}
 UPGRADED_ROLES: Final = tuple(_UPGRADES.values())
 _STREAM: Final = "/connect"  # the last segment of the path of a shard's event stream
 

@@ -1,1 +1,10 @@
-"""The identity role: what needs secrets, slow hashes or the network to sign somebody in."""
+"""The identity process: sign-in, passwords, codes, mail (spec/identity.md §0).
+
+    server      the life of the process; imports all other modules after its fork
+    execution   carries out one call: deadline, fresh sign-in, metrics
+    actions     the table of actions, and the flow of each
+    flows       the flows, a module for each family
+    identity    the services that every flow gets
+    hashing     password hashes in threads
+    providers   sign-in by OAuth 2 and OpenID Connect
+"""

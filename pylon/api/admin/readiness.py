@@ -1,10 +1,10 @@
 """Readiness: whether this server should get requests, and if not, why (design.md §8).
 
 The server is ready if the store can be read, the supervisor has reported within REPORT_FRESH_S,
-the database can be written, each role has as many ready workers as it should, and no drain is in
-progress. With a database that several nodes share, the changes of all nodes must reach this one.
-The supervisor reports every two seconds over the signals channel; the worker hands each report to
-`Readiness.report`.
+the database can be written, each role that the node needs has as many ready workers as it should,
+and no drain is in progress. With a database that several nodes share, the changes of all nodes must
+reach this one. The supervisor reports every two seconds over the signals channel; the worker hands
+each report to `Readiness.report`.
 
 Called by `pylon.api.admin.system` and by the HTTP worker.
 """
@@ -83,7 +83,8 @@ class Readiness:
             for role, state in sorted(report.roles.items()):
                 enough = state.ready >= state.wanted
                 checks[f"role.{role}"] = _check(
-                    enough, None if enough else f"{state.ready} of {state.wanted} workers ready"
+                    enough or not state.is_needed,
+                    None if enough else f"{state.ready} of {state.wanted} workers ready",
                 )
         return Verdict(all(check["ok"] for check in checks.values()), checks)
 

@@ -14,34 +14,35 @@ from typing import Any
 import falcon
 
 from pylon.config import Config
-from pylon.roles import ROLE_BY_NAME, ROLE_NAMES
+from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 
 
 def client_config(config: Config, req: falcon.Request) -> dict[str, Any]:
     """Return the URLs and ports by role; None for a role that is off."""
     return {
-        "urls": {role: url_of(config, role, req) for role in ROLE_NAMES},
+        "urls": {role: url_of(config, role, req) for role in PORT_BY_ROLE},
         "ports": {
-            role: config.port_of(role) if config.workers_of(role) else None for role in ROLE_NAMES
+            role: config.port_of(role) if config.workers_of(role) else None
+            for role in PORT_BY_ROLE
         },
     }
 
 
 def url_of(config: Config, role: str, req: falcon.Request) -> str | None:
-    """Return the URL of a role of `pylon.roles`; None: it is switched off, or other nodes run it
+    """Return the URL of a role of `PORT_BY_ROLE`; None: it is switched off, or other nodes run it
     and no setting says where."""
-    entry = ROLE_BY_NAME[role]
-    configured: str | None = getattr(config, entry.url_field)
-    if role not in config.roles and getattr(config, entry.workers_field):
+    port = PORT_BY_ROLE[role]
+    configured: str | None = getattr(config, port.url_field)
+    if role not in config.roles and getattr(config, ROLE_BY_NAME[role].workers_field):
         return configured
     if not config.workers_of(role):
         return None
     if configured:
         return configured
     address = req.env.get("HTTP_HOST") or f"127.0.0.1:{config.port}"
-    if entry.port_offset:
+    if port.offset:
         address = f"{_host_only(address)}:{config.port_of(role)}"
-    return f"{entry.scheme}{'s' if _is_secure(config, req) else ''}://{address}{entry.url_path}"
+    return f"{port.scheme}{'s' if _is_secure(config, req) else ''}://{address}{port.url_path}"
 
 
 def _is_secure(config: Config, req: falcon.Request) -> bool:

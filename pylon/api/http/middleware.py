@@ -29,6 +29,7 @@ from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import check_names
 from pylon.api.http.route_access import RouteAccess
 from pylon.api.http.routing import mark_page_name, mark_slashes
+from pylon.api.identity.routes import takes_any_origin, takes_form
 from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value, has_conflict
 from pylon.auth.origin import PREFLIGHT_MAX_AGE_S, SAFE_METHODS, check_body_type
@@ -96,10 +97,14 @@ class RequestMiddleware:
             # None of these headers: the client is no browser, and the checks would pass.
             if not (origin is referer is fetch_site is cookies is None):
                 has_bearer = bearer_token(env.get("HTTP_AUTHORIZATION")) is not None
-                self._origins.check(
-                    method, origin, referer, has_bearer=has_bearer, fetch_site=fetch_site
-                )
-                if not has_bearer and _has_body(env) and cookie_value(cookies, self._cookie.name):
+                if not takes_any_origin(req.path):
+                    self._origins.check(
+                        method, origin, referer, has_bearer=has_bearer, fetch_site=fetch_site
+                    )
+                if (
+                    not has_bearer and _has_body(env) and not takes_form(req.path)
+                    and cookie_value(cookies, self._cookie.name)
+                ):
                     check_body_type(env.get("CONTENT_TYPE"))
 
     def process_resource(

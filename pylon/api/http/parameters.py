@@ -19,6 +19,7 @@ from typing import Final
 import falcon
 
 from pylon import metrics
+from pylon.api.identity.routes import ROUTES
 from pylon.errors import SHOWN_CHARS, InvalidQuery, UnknownParameter
 
 # By the route's path in falcon's notation. All other routes of the API take none.
@@ -35,6 +36,7 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "/api/shards/{shard_id}/connect": ("sid",),
     "/api/shards/{shard_id}/input": ("sid",),
     "/api/sync/pull": ("entities", "since", "snapshot_after"),
+    **{route.path: route.params for route in ROUTES if route.params},
 }
 _API: Final = "/api/"
 # Its server reads them after it has taken the connection over.

@@ -153,15 +153,6 @@ class Session:
         send_json(resp, {"revoked": True})
 
 
-class Providers:
-    """``GET /api/auth/providers``: the sign-in providers; this server has none."""
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        send_json(resp, [])
-
-    on_head = on_get
-
-
 class _UserRows:
     """Reads the row of a caller, and hides fields of it."""
 

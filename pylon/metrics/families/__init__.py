@@ -1,7 +1,7 @@
 """Every metric of the project: prometheus_client's counters, gauges and histograms, as constants.
 
-A module for each thing that counts: `workers` (any worker), `http`, `sockets`, `shards`, `bus`,
-`cluster`, `writer`, `database`, `supervisor`. Callers use the constants:
+A module for each thing that counts: `workers` (any worker), `http`, `sockets`, `shards`,
+`identity`, `bus`, `cluster`, `writer`, `database`, `supervisor`. Callers use the constants:
 ``metrics.BUS_DROPPED.labels("status").inc()``. Code that runs for each request or message keeps
 the child of `labels(…)`: the look-up takes a lock. Labels never carry ids.
 
@@ -14,6 +14,7 @@ from pylon.metrics.families.bus import *  # noqa: F403
 from pylon.metrics.families.cluster import *  # noqa: F403
 from pylon.metrics.families.database import *  # noqa: F403
 from pylon.metrics.families.http import *  # noqa: F403
+from pylon.metrics.families.identity import *  # noqa: F403
 from pylon.metrics.families.shards import *  # noqa: F403
 from pylon.metrics.families.sockets import *  # noqa: F403
 from pylon.metrics.families.supervisor import *  # noqa: F403

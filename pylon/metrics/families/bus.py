@@ -20,8 +20,8 @@ BUS_DROPPED: Final = Counter(
 )
 BUS_IN_FLIGHT: Final = Gauge(
     "pylon_bus_requests_in_flight",
-    "Requests to rooms and shards that are not yet answered, by channel.", ("channel",),
-    registry=WORKER,
+    "Requests to rooms, shards and the identity process that are not yet answered, by channel.",
+    ("channel",), registry=WORKER,
 )
 SUPERVISOR.register(BUS_MESSAGES)
 SUPERVISOR.register(BUS_DROPPED)

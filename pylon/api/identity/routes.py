@@ -1,0 +1,83 @@
+"""The routes of sign-in: the action of the identity process that each one calls, and its callers.
+
+`ROUTES` is the only list. `pylon.api.identity.forwarding` makes falcon resources of it,
+`pylon.openapi.identity` operations, and the identity process reads from it which actions need a
+fresh sign-in. A new flow is one line here, its body in `bodies`, its answer in `answers`, and one
+line in `workers.identity.actions`.
+
+Invariants: a pair of method and path stands here once, and so does an action. Bodies and answers
+are structs, so the OpenAPI document describes what is sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from pylon.body_types import BodyType
+from pylon.config import Config
+from pylon.errors import PylonError
+from pylon.rates import Rate
+
+# "anyone"; "user": any signed-in caller, also by API key; "session": no API key and no JWT;
+# "fresh": a session whose sign-in is not older than `auth.reauth_s`; "admin".
+Who = Literal["anyone", "user", "session", "fresh", "admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityRoute:
+    """One method of one path.
+
+    Attributes:
+        action: a key of the identity process's table of actions.
+        answers: the type of the body by status; None: no JSON (a page, or a redirect).
+        raises: the errors of its flow, for the OpenAPI document.
+        rate: the rate of client addresses, which the HTTP worker spends first.
+        params: the query parameters that the flow reads. Those of the path come by themselves.
+        takes_form: also takes a form of our own pages, whose fields become members of the body.
+        takes_any_origin: also takes requests of foreign pages: the flow has its own state.
+    """
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+    path: str
+    action: str
+    who: Who
+    summary: str
+    answers: dict[int, Any]
+    body: BodyType[Any] | None = None
+    raises: tuple[type[PylonError], ...] = ()
+    rate: Callable[[Config], Rate] | None = None
+    params: tuple[str, ...] = ()
+    takes_form: bool = False
+    takes_any_origin: bool = False
+
+
+ROUTES: Final[tuple[IdentityRoute, ...]] = (
+    IdentityRoute(
+        "GET", "/api/auth/providers", "providers", "anyone", "The sign-in providers",
+        {200: list[dict[str, str]]},
+    ),
+)
+ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}
+
+
+def matcher(routes: list[IdentityRoute]) -> re.Pattern[str]:
+    """Return a pattern of the paths of the routes, whose parameters are one segment each."""
+    paths = (re.sub(r"\{\w+\}", "[^/]+", route.path) for route in routes)
+    return re.compile("|".join(paths) or "(?!)")
+
+
+_FORMS: Final = matcher([route for route in ROUTES if route.takes_form])
+_FOREIGN: Final = matcher([route for route in ROUTES if route.takes_any_origin])
+
+
+def takes_form(path: str) -> bool:
+    """Whether a POST to this path may carry a form."""
+    return _FORMS.fullmatch(path) is not None
+
+
+def takes_any_origin(path: str) -> bool:
+    """Whether a POST to this path may come from a foreign page."""
+    return _FOREIGN.fullmatch(path) is not None

@@ -1,0 +1,89 @@
+"""The identity process: HTTP workers call it, it may die, and it ends after them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.manifests import sign_in_app
+from tests.support.server import PylonServer
+from tests.support.wait import wait_until
+
+PROVIDERS = "/api/auth/providers"
+
+
+def identity_pid(server: PylonServer) -> int:
+    [pid] = server.pids("identity")
+    return pid
+
+
+def test_a_route_is_answered_by_the_identity_process(members: PylonServer) -> None:
+    assert members.request("GET", PROVIDERS)[:2] == (200, [])
+    status, _, headers = members.request("HEAD", PROVIDERS)
+    assert (status, headers["cache-control"]) == (200, "no-store")
+
+
+def test_a_killed_process_is_started_again_and_all_else_goes_on(members: PylonServer) -> None:
+    before = identity_pid(members)
+    os.kill(before, signal.SIGKILL)
+    seen = set()
+
+    def is_back() -> bool:
+        status, _, headers = members.request("GET", PROVIDERS)
+        seen.add(status)
+        if status == 503:
+            assert headers["retry-after"] == "1"
+        assert members.request("GET", "/api/auth/me")[0] == 200
+        assert members.request("GET", "/readyz")[0] == 200  # the node stays in its balancer
+        return status == 200 and members.pids("identity") not in ([], [before])
+
+    wait_until("another identity process answers", is_back)
+    assert seen <= {200, 503}
+
+
+def test_a_stopped_process_answers_503_and_readiness_names_it(members: PylonServer) -> None:
+    pid = identity_pid(members)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(
+            "readiness tells it",
+            lambda: "problem" in members.request("GET", "/readyz")[1]["checks"]["role.identity"],
+        )
+        assert members.request("GET", "/readyz")[0] == 200
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until("it answers", lambda: members.request("GET", PROVIDERS)[0] == 200)
+
+
+def test_other_workers_do_not_import_the_libraries_of_sign_in(members: PylonServer) -> None:
+    for role in ("http", "ws"):
+        for pid in members.pids(role):
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "argon2" not in maps and "cryptography" not in maps, role
+    pid = identity_pid(members)
+    assert "argon2" in Path(f"/proc/{pid}/maps").read_text()
+    [ws] = members.pids("ws")
+    nice = os.getpriority(os.PRIO_PROCESS, pid) - os.getpriority(os.PRIO_PROCESS, ws)
+    assert nice == 10 or os.getpriority(os.PRIO_PROCESS, pid) == 19
+
+
+def test_a_drain_ends_it_after_the_http_workers(make_server: Callable[..., PylonServer]) -> None:
+    server = make_server(sign_in_app()).start()
+    assert server.terminate() == 0
+    log = server.log()
+    assert log.index("http ended") < log.index("shards and identity ended")
+
+
+@pytest.mark.parametrize("path", [PROVIDERS])
+def test_without_the_process_its_routes_answer_503(
+    make_server: Callable[..., PylonServer], path: str
+) -> None:
+    server = make_server(sign_in_app(), PYLON_IDENTITY_WORKERS="0").start()
+    status, body, _ = server.request("GET", path)
+    assert (status, body["error"]["code"]) == (503, "UNAVAILABLE")
+    assert "PYLON_IDENTITY_WORKERS" in body["error"]["hint"]
+    assert server.request("GET", "/api/auth/me")[0] == 200

@@ -1,0 +1,36 @@
+"""Execution: carries out one call of the identity process, from its bytes to its answer's.
+
+Invariants: a call past its deadline is not carried out, so a client that got 503 meets no late
+effect. An error that a flow raises travels as itself; nothing of a call is logged but its action
+and the code of its error. Metric: pylon_identity_calls_total. Called by `workers.identity.server`
+for each call, and by tests.
+"""
+
+from __future__ import annotations
+
+from pylon import metrics
+from pylon.bus.identity import calls, encode
+from pylon.errors import NotFound, PylonError, Unavailable
+from workers.identity.actions import ACTIONS
+from workers.identity.identity import Call, Identity
+
+
+def execute(identity: Identity, command: bytes) -> bytes:
+    """Carry out an encoded `IdentityCall`; return its `IdentityAnswer`, encoded.
+
+    Raises:
+        PylonError: the error of the flow.
+    """
+    call = calls.decode(command)
+    flow = ACTIONS.get(call.action)
+    if flow is None:
+        raise NotFound(f"No action {call.action!r}")
+    try:
+        if identity.app.clock.monotonic_s() > call.deadline_s:
+            raise Unavailable("The request waited too long", hint="Try again in a moment")
+        answer = flow(identity, Call(call.body, call.params, call.facts))
+    except PylonError as ex:
+        metrics.IDENTITY_CALLS.labels(call.action, ex.code).inc()
+        raise
+    metrics.IDENTITY_CALLS.labels(call.action, "ok").inc()
+    return encode(answer)

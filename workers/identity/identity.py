@@ -1,0 +1,51 @@
+"""The services that every flow gets, and the call that it answers.
+
+Invariants: an `Identity` does not change once it is made; flows keep no state of their own, since a
+killed process is started again. Made by `workers.identity.server`, and by tests on a real store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from pylon.api.services import Writer
+from pylon.app import App
+from pylon.bus.identity import CallFacts
+from pylon.bus.messages import Signal
+from pylon.clock import NS_PER_S
+from pylon.storage.interface import Store
+from workers.identity.hashing import HashPool
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The services of the process."""
+
+    app: App  # settings, manifest, codecs, clock, random
+    store: Store
+    writer: Writer
+    hashes: HashPool
+    send_signal: Callable[[Signal], None]
+
+    def now_s(self) -> int:
+        """Return the Unix time in seconds."""
+        return self.app.clock.wall_ns() // NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: what its client sent, and what the HTTP worker knows."""
+
+    body: bytes  # JSON of the struct of the route
+    params: Mapping[str, str]  # of the path and the query
+    facts: CallFacts
+
+    def decode(self, kind: type[T]) -> T:
+        """Return the body as the struct that the route declares."""
+        return msgspec.json.decode(self.body, type=kind)

@@ -1,0 +1,93 @@
+"""The identity process: answers the calls of the HTTP workers (`pylon.bus.identity`).
+
+It has no listening port, a nice value of 10, and threads for password hashes. The template imports
+this module for all roles, so the modules of flows and their libraries (argon2, cryptography) are
+imported by `run`, after the fork: no other process has them.
+
+Each call runs in a greenlet of its own. On SIGTERM the process ends once its calls have ended, at
+most after `PYLON_DRAIN_SECS`; by then no HTTP worker is left to call. A greenlet that fails ends
+the process, and the supervisor starts another one. Log: worker.ready, worker.drained,
+worker.failed. Started by `workers.template` (`pylon.roles`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from functools import partial
+from typing import Any, Final, NoReturn
+
+import gevent
+from gevent.event import Event
+
+from pylon import log
+from pylon.bus.calls import CallPort
+from pylon.bus.identity import CHANNEL
+from pylon.bus.signals import SignalSender
+from pylon.bus.writer_client import WriterClient
+from pylon.runtime.interpreter import freeze
+from workers.boot import WorkerContext, boot, run_status
+
+_NICE: Final = 10
+_EXIT_DEFECT: Final = 70  # EX_SOFTWARE
+_POLL_S: Final = 0.05
+
+_log = log.get_logger("identity")
+
+
+def run() -> NoReturn:
+    """Be the process of this role, from its fork to its end."""
+    os.nice(_NICE)  # before any thread starts, since threads inherit it
+    serve(boot())
+
+
+def serve(booted: WorkerContext) -> NoReturn:
+    """Serve until SIGTERM."""
+    identity = make_identity(booted)
+    execute = importlib.import_module("workers.identity.execution").execute
+    port = CallPort(booted.runtime.identity, CHANNEL, partial(execute, identity))
+    stop = Event()
+    gevent.signal_handler(signal.SIGTERM, stop.set)
+    gevent.signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C: the supervisor drains
+    spawn(port.run)
+    spawn(lambda: run_status(booted, lambda: not stop.is_set(), lambda: port.running))
+    booted.status_changed.set()
+    freeze()
+    _log.info("worker.ready")
+    stop.wait()
+    deadline_s = booted.clock.monotonic_s() + booted.app.config.drain_s
+    while port.running and booted.clock.monotonic_s() < deadline_s:
+        gevent.sleep(_POLL_S)
+    _log.info("worker.drained", unanswered=port.running)
+    _exit_now(0)
+
+
+def make_identity(booted: WorkerContext) -> Any:
+    """Import the flows, and return the `Identity` that they get."""
+    hashing = importlib.import_module("workers.identity.hashing")
+    services = importlib.import_module("workers.identity.identity")
+    app = booted.app
+    return services.Identity(
+        app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
+        hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
+        send_signal=SignalSender(booted.runtime).send,
+    )
+
+
+def spawn(loop: Any) -> None:
+    """Run `loop` in a greenlet whose failure ends the process."""
+    gevent.spawn(loop).link_exception(_exit_failed)
+
+
+def _exit_failed(greenlet: gevent.Greenlet[..., Any]) -> None:
+    _log.exception("worker.failed", error=greenlet.exception or RuntimeError("unknown"))
+    _exit_now(_EXIT_DEFECT)
+
+
+def _exit_now(code: int) -> NoReturn:
+    """End the process now: a normal exit could wait for threads of ZeroMQ and gevent."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
