@@ -20,6 +20,7 @@ from pylon.manifest.diagnostics import Diagnostic, ManifestInvalid, one_line
 from pylon.manifest.document import Node, NotJsonError, line_and_column, read_document
 from pylon.manifest.findings import Findings, items_of, text_of
 from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, Manifest
+from pylon.manifest.org_entities import add_org_entities
 from pylon.manifest.protected import protected_names
 from pylon.manifest.protected_checks import check_protected
 from pylon.manifest.shape import check_shape
@@ -77,6 +78,8 @@ def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
         raise _parse_error(text, file, error.at, error.message) from error
     findings = Findings(text, file)
     check_shape(root, findings, strict=strict)
+    if not findings.in_order("error"):
+        add_org_entities(root)
     check_all(root, findings)
     check_protected(root, findings)
     check_constraints(root, findings)

@@ -9,6 +9,7 @@
     field_checks  checks the keys of a field that depend on its type
     policy_checks checks policies, but not their expressions
     auth_checks   checks `auth`
+    org_entities  adds the entities of organisations
     findings      collects the diagnostics of a file
     diagnostics   one diagnostic, and the error that carries them
     codes         explanation and remedy of each diagnostic code

@@ -1,4 +1,4 @@
-"""Auth checks: warn of entries of the manifest's `auth` that have no effect.
+"""Auth checks: report entries of the manifest's `auth` that are wrong or have no effect.
 
 Called by `checks`.
 """
@@ -6,12 +6,17 @@ Called by `checks`.
 from __future__ import annotations
 
 import difflib
+import re
+from typing import Final
 
 from pylon import setting_values
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, items_of, text_of, texts_of
 from pylon.manifest.model import AuthConfig
 from pylon.manifest.name_checks import is_called, list_known, names_of
+
+_ROLES: Final = ("owner", "admin", "member")
+_ROLE: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 
 
 def check_trusted_origins(root: Node, findings: Findings) -> None:
@@ -54,3 +59,17 @@ def check_user_names(root: Node, findings: Findings) -> None:
                     "AUTH_NAME_UNKNOWN", f'{wanted} has no field "{field.value}"', field.at,
                     f"did you mean {close_names[0]}?" if close_names else list_known(fields),
                 )
+
+
+def check_org_roles(root: Node, findings: Findings) -> None:
+    """Report a role of organisations that cannot be one."""
+    auth = root.value.get("auth") if isinstance(root.value, dict) else None
+    seen = set(_ROLES)
+    for node in texts_of(auth, "org_roles") if auth is not None else ():
+        if node.value in seen or _ROLE.fullmatch(node.value) is None:
+            findings.error(
+                "AUTH_ROLE_INVALID", f'"{node.value}" cannot be a role of organisations', node.at,
+                "use a-z, 0-9, _ and -, up to 64 characters beginning with a letter, each once; "
+                f"{', '.join(_ROLES)} are there already",
+            )
+        seen.add(node.value)

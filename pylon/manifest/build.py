@@ -24,6 +24,7 @@ from pylon.manifest.model import (
     Index,
     Manifest,
     Operation,
+    OrgConfig,
     Policy,
     Relation,
     Route,
@@ -100,6 +101,7 @@ def _entity(raw: dict[str, Any], protected: ProtectedNames) -> Entity:
         ),
         search=None if search is None else _search(search),
         crdt=(True if crdt is None else crdt) and not is_hiding,
+        is_managed=protected.is_managed_entity(raw["name"]),
     )
 
 
@@ -203,5 +205,17 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         is_session_sliding=session.get("sliding") is not False,
         reauth_s=raw.get("reauth_s") or default.reauth_s,
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
+        org=_org(raw.get("org")),
+        org_roles=tuple(raw.get("org_roles") or ()),
         password_min_chars=password.get("min_length") or default.password_min_chars,
+    )
+
+
+def _org(raw: dict[str, Any] | None) -> OrgConfig | None:
+    if raw is None or raw.get("disabled"):
+        return None
+    default = OrgConfig()
+    return OrgConfig(
+        raw.get("entity") or default.entity, raw.get("member_entity") or default.member_entity,
+        raw.get("invite_entity") or default.invite_entity,
     )

@@ -34,6 +34,10 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "warning.",
         "use one of the hint.",
     ),
+    "AUTH_ROLE_INVALID": (
+        "An entry of auth.org_roles is no role, or one that every app has.",
+        "use a-z, 0-9, _ and -, beginning with a letter.",
+    ),
     "FIELD_HIDDEN": (
         "A search or a relation uses a field that no client may see: one with serverOnly, or a "
         "secret of the user entity (passwordHash, totp...) or of the invite entity (tokenHash).",

@@ -140,8 +140,11 @@ AUTH: Final = Object(
         ),
         "password": Object({}, {"min_length": _MIN_LENGTH}),
         "trusted_origins": STRINGS,
+        "org": Object({}, {
+            "entity": STRING, "member_entity": STRING, "invite_entity": STRING, "disabled": BOOL,
+        }),
+        "org_roles": STRINGS,
     },
-    {"org": "there are no organisations", "org_roles": "there are no organisations"},
 )
 RATE_LIMIT: Final = Object(
     {

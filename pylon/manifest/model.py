@@ -170,6 +170,7 @@ class Entity:
     relations: tuple[Relation, ...] = ()
     search: Search | None = None
     crdt: bool = True
+    is_managed: bool = False  # clients neither insert nor delete its rows
 
     @cached_property
     def by_name(self) -> dict[str, Field]:
@@ -272,6 +273,15 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class OrgConfig:
+    """The names of the entities of organisations (`pylon.manifest.org_entities`)."""
+
+    entity: str = "Org"
+    member_entity: str = "OrgMember"
+    invite_entity: str = "OrgInvite"
+
+
+@dataclass(frozen=True, slots=True)
 class AuthConfig:
     """Settings of sign-in, and the fields of a user that others see."""
 
@@ -285,6 +295,8 @@ class AuthConfig:
     admin_field: str | None = None  # of a user; only administrators write it
     trusted_origins: tuple[str, ...] = ()
     password_min_chars: int = 10  # code points
+    org: OrgConfig | None = None  # None: the app has no organisations
+    org_roles: tuple[str, ...] = ()  # of members, besides owner, admin and member
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pylon.app import App
 from pylon.auth_context import AuthContext
-from pylon.errors import InvalidData
+from pylon.errors import InvalidData, ReadonlyField
 from pylon.key_scopes import require_entity
 from pylon.manifest.model import Entity
 from pylon.storage.ops import (
@@ -34,6 +34,7 @@ def make_insert(
         ScopeDenied: the caller's API key does not reach the entity.
     """
     require_entity(auth, entity.name, "write")
+    _check_managed(entity, auth)
     codec = app.codecs[entity.name]
     given = codec.client_id(body)
     row_id = given if given is not None else app.ids.new()
@@ -94,7 +95,22 @@ def make_delete(
         if_match: the version that the row must have, as for `make_update`.
 
     Raises:
+        ReadonlyField: the server manages the rows of this entity.
         ScopeDenied: as for `make_insert`.
     """
     require_entity(auth, entity.name, "delete")
+    _check_managed(entity, auth)
     return DeleteRow(entity.name, row_id, auth, op, if_match)
+
+
+def _check_managed(entity: Entity, auth: AuthContext) -> None:
+    """Check that the caller may insert or delete rows of an entity, whatever policies say.
+
+    Raises:
+        ReadonlyField: they belong to the routes of organisations, and to administrators.
+    """
+    if entity.is_managed and not auth.is_admin:
+        raise ReadonlyField(
+            f"{entity.name} is read-only: only the routes of organisations write it",
+            hint="See /api/auth/orgs", entity=entity.name,
+        )
