@@ -92,6 +92,8 @@ test-tools:
 	  -o Dpkg::Options::=--force-confold postgresql \
 	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy python3-venv
 	@$(PYTHON) -m tests.support.autobahn || echo "make: so tests/test_autobahn.py is skipped" >&2
+	@$(PYTHON) -m tests.support.certified_provider || \
+	  echo "make: so a part of tests/test_provider_conformance.py is skipped" >&2
 	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py is skipped" >&2
 
 bench: $(VENV)/installed
