@@ -33,6 +33,8 @@ class CallFacts(msgspec.Struct, frozen=True, array_like=True):
 
     auth: AuthContext = ANONYMOUS
     session_id: str | None = None  # None: anonymous, or known by another credential
+    family: str | None = None  # of the session's tokens
+    auth_time_s: int = 0  # when the caller has last proved who they are; Unix time
     is_by_cookie: bool = False  # the session came as a cookie, not in a header
     address: str = ""  # of the client, as the trusted proxies report it
     device: str = ""  # the label of its user agent

@@ -24,6 +24,9 @@ from pylon.api.application import make_app
 from pylon.api.services import Connections, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
+from pylon.auth.issue import session_issuer
+from pylon.auth.keys import Keys
+from pylon.auth.password_rules import password_rules
 from pylon.auth.session_cache import SessionCache, UsedSessions
 from pylon.bus.identity import CallFacts, IdentityAnswer, IdentityCall
 from pylon.bus.messages import RolesReport, RoleState, Signal
@@ -212,6 +215,8 @@ def serve_api(
     merge_sandbox = MergeSandbox()
     identity = Identity(
         app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
+        keys=Keys([bytes(range(32))]), rules=password_rules(config, parsed),
+        issuer=session_issuer(app),
         send_signal=signals.append,
     )
     services = make_services(app, folder / "control.sock")

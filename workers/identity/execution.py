@@ -9,6 +9,8 @@ for each call, and by tests.
 from __future__ import annotations
 
 from pylon import metrics
+from pylon.api.identity.routes import ROUTE_BY_ACTION
+from pylon.auth.freshness import require_fresh
 from pylon.bus.identity import calls, encode
 from pylon.errors import NotFound, PylonError, Unavailable
 from workers.identity.actions import ACTIONS
@@ -28,7 +30,13 @@ def execute(identity: Identity, command: bytes) -> bytes:
     try:
         if identity.app.clock.monotonic_s() > call.deadline_s:
             raise Unavailable("The request waited too long", hint="Try again in a moment")
-        answer = flow(identity, Call(call.body, call.params, call.facts))
+        made = Call(call.body, call.params, call.facts)
+        if ROUTE_BY_ACTION[call.action].who == "fresh":
+            require_fresh(
+                made.caller, identity.app.manifest.auth.reauth_s, identity.app.clock,
+                identity.store.point,
+            )
+        answer = flow(identity, made)
     except PylonError as ex:
         metrics.IDENTITY_CALLS.labels(call.action, ex.code).inc()
         raise

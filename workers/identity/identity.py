@@ -14,6 +14,10 @@ import msgspec
 
 from pylon.api.services import Writer
 from pylon.app import App
+from pylon.auth.issue import SessionIssuer
+from pylon.auth.keys import Keys
+from pylon.auth.password_rules import PasswordRules
+from pylon.auth_context import Caller
 from pylon.bus.identity import CallFacts
 from pylon.bus.messages import Signal
 from pylon.clock import NS_PER_S
@@ -31,6 +35,9 @@ class Identity:
     store: Store
     writer: Writer
     hashes: HashPool
+    keys: Keys
+    rules: PasswordRules
+    issuer: SessionIssuer
     send_signal: Callable[[Signal], None]
 
     def now_s(self) -> int:
@@ -45,6 +52,12 @@ class Call:
     body: bytes  # JSON of the struct of the route
     params: Mapping[str, str]  # of the path and the query
     facts: CallFacts
+
+    @property
+    def caller(self) -> Caller:
+        """Return the caller, as the HTTP worker has found it."""
+        facts = self.facts
+        return Caller(facts.auth, facts.session_id, facts.family, facts.auth_time_s)
 
     def decode(self, kind: type[T]) -> T:
         """Return the body as the struct that the route declares."""

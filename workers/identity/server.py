@@ -23,12 +23,16 @@ import gevent
 from gevent.event import Event
 
 from pylon import log
+from pylon.auth.issue import session_issuer
+from pylon.auth.password_rules import password_rules
+from pylon.auth.secret_key import read_keys
 from pylon.bus.calls import CallPort
 from pylon.bus.identity import CHANNEL
 from pylon.bus.signals import SignalSender
 from pylon.bus.writer_client import WriterClient
+from pylon.errors import StartRefused
 from pylon.runtime.interpreter import freeze
-from workers.boot import WorkerContext, boot, run_status
+from workers.boot import EXIT_CONFIG, WorkerContext, boot, run_status
 
 _NICE: Final = 10
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
@@ -44,8 +48,16 @@ def run() -> NoReturn:
 
 
 def serve(booted: WorkerContext) -> NoReturn:
-    """Serve until SIGTERM."""
-    identity = make_identity(booted)
+    """Serve until SIGTERM.
+
+    Raises:
+        SystemExit: 78 when a setting of sign-in cannot be used (the reason is logged).
+    """
+    try:
+        identity = make_identity(booted)
+    except StartRefused as ex:
+        _log.error("worker.refused", code=ex.code, message=ex.message)
+        raise SystemExit(EXIT_CONFIG) from ex
     execute = importlib.import_module("workers.identity.execution").execute
     port = CallPort(booted.runtime.identity, CHANNEL, partial(execute, identity))
     stop = Event()
@@ -65,13 +77,22 @@ def serve(booted: WorkerContext) -> NoReturn:
 
 
 def make_identity(booted: WorkerContext) -> Any:
-    """Import the flows, and return the `Identity` that they get."""
+    """Import the flows, and return the `Identity` that they get.
+
+    Raises:
+        StartRefused: there is no secret key, or a list of passwords cannot be read.
+    """
     hashing = importlib.import_module("workers.identity.hashing")
     services = importlib.import_module("workers.identity.identity")
     app = booted.app
+    keys = read_keys(app.config)
+    if keys is None:
+        raise StartRefused("there is no secret key: the supervisor makes it before its workers")
+    keys.load_ciphers()
     return services.Identity(
         app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
         hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
+        keys=keys, rules=password_rules(app.config, app.manifest), issuer=session_issuer(app),
         send_signal=SignalSender(booted.runtime).send,
     )
 

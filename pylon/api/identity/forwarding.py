@@ -89,6 +89,7 @@ class _IdentityResource:
         has_header = bearer_token(req.env.get("HTTP_AUTHORIZATION")) is not None
         facts = CallFacts(
             auth=caller.auth, session_id=caller.session_id,
+            family=caller.family, auth_time_s=caller.auth_time_s,
             is_by_cookie=caller.session_id is not None and not has_header,
             address=address, device=device_label(req.env.get("HTTP_USER_AGENT")), origin=origin,
             is_trusted_origin=services.requests.origins.allows(origin),
