@@ -356,6 +356,27 @@ def test_the_administrator_sees_sessions_without_tokens(server: ApiStage) -> Non
             assert answer.json["error"]["code"] == "FORBIDDEN"
 
 
+def test_the_administrator_may_end_one_session_of_anybody(server: ApiStage) -> None:
+    token, other = server.user("u1"), server.user("u1")
+    path = f"/api/admin/auth/sessions/{session_id_of(token)[:16]}"
+    assert server.call("DELETE", path, token=other).json["error"]["code"] == "FORBIDDEN"
+    assert server.call("DELETE", path, token=ADMIN_TOKEN).json == {"revoked": True}
+    assert server.call("DELETE", path, token=ADMIN_TOKEN).status_code == 404
+    assert [user_of(server, each) for each in (token, other)] == [None, "u1"]
+
+
+def test_a_sign_in_with_a_planted_cookie_gets_a_new_token(server: ApiStage) -> None:
+    """Attack 8."""
+    planted = server.guest()
+    for route in ("guest", "anonymous"):
+        answer = server.call(
+            "POST", f"/api/auth/{route}", headers={"Cookie": f"My_App_session={planted}", **ORIGIN}
+        )
+        token = answer.json["token"]
+        assert token != planted and token in answer.headers["set-cookie"]
+        assert user_of(server, token) != user_of(server, planted)
+
+
 # --- Fresh sign-ins ------------------------------------------------------------------------
 
 

@@ -12,7 +12,8 @@ from pylon.auth.issue import SessionIssuer
 from pylon.auth.session_life import SessionLife
 from pylon.bus.messages import SessionRevoked
 from pylon.clock import SystemClock, SystemRandom
-from tests.support.stage import ADMIN_TOKEN, Stage, Worker
+from pylon.storage.auth_ops import Condition, EndSessions, SetRecords
+from tests.support.stage import ADMIN_TOKEN, ISSUER, Stage, Worker
 from tests.support.stores import TestStore
 from tests.support.websocket_client import WebSocketClient
 from workers.ws import frames
@@ -120,6 +121,26 @@ def test_a_lost_revocation_is_found_in_the_store(stage: Stage, ws: Worker) -> No
     stage.write(stage.insert("Public", text="others stay"))
     assert other.read_events(1) == [("insert", "others stay")]
     is_nobody_s(stage, ws, token)
+
+
+def test_a_socket_belongs_to_the_family_of_its_session(stage: Stage, ws: Worker) -> None:
+    token, family = stage.login("ada")
+    client = connect(stage, ws, token)
+    row = stage.pool.point(lambda reader: reader.session(family))
+    assert row is not None
+    renewed = ISSUER.rotate(row)
+    is_old = Condition("session_id", "=", family)
+    now_s = SystemClock().wall_ns() // 10**9
+    stage.write(SetRecords("sessions", [is_old], {"rotated_at": now_s - 60}, 1), renewed.put)
+    stage.tell(SessionRevoked(family, is_certain=False))
+    assert become(client, renewed.token)["user_id"] == "ada"
+    stage.write(EndSessions([is_old]))  # as retention does with old tokens
+    stage.tell(SessionRevoked(family, is_certain=False))
+    stage.write(stage.insert("Mine", text="still ada's", ownerId="ada"))
+    assert client.read_events(1) == [("insert", "still ada's")]
+    late = connect(stage, ws, renewed.token)
+    stage.write(EndSessions([Condition("family", "=", family)]))  # and no signal
+    assert [client.read_close(), late.read_close()] == [(4401, "session revoked")] * 2
 
 
 def test_a_session_that_expires_closes_its_sockets(stage: Stage, ws: Worker) -> None:

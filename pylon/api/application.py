@@ -103,6 +103,10 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
             {"GET": access.ADMIN_READ},
         ),
         (
+            "/api/admin/auth/sessions/{session_id}", admin_sessions.OneAdminSession(identity),
+            {"DELETE": access.ADMIN_WRITE},
+        ),
+        (
             "/api/admin/sessions/purge", admin_sessions.SessionPurge(identity),
             {"POST": access.ADMIN_WRITE},
         ),

@@ -31,8 +31,8 @@ from pylon.errors import PylonError
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
     "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "migrate",
-    "schema", "seed", "export", "import", "bench", "search", "shards", "replay", "explain",
-    "explain-query", "policy", "version",
+    "schema", "seed", "export", "import", "bench", "search", "shards", "session", "replay",
+    "explain", "explain-query", "policy", "version",
 )
 
 

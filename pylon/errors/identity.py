@@ -48,7 +48,8 @@ class InvalidJwt(PylonError):
 
 
 class SessionExpired(PylonError):
-    """The token to refresh is unknown, has expired, or has been signed out.
+    """The token to refresh is unknown, has expired, was replaced, or has been signed out. Or a
+    session ended in the middle of a long response.
 
     Remedy: sign in again.
     """

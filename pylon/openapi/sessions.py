@@ -70,6 +70,12 @@ def session_paths() -> Paths:
             raises=(*STORE_ERRORS, errors.Forbidden), security=ADMIN_ONLY,
             parameters=[query("user_id", _TEXT, "the sessions of this user only")],
         ),
+        "/api/admin/auth/sessions/{session_id}": operation(
+            "delete", "adminEndSession", "admin", "End the session of any user",
+            {200: response("Done", obj({"revoked": {"const": True}}))},
+            raises=(*WRITE_ERRORS, errors.Forbidden, errors.NotFound), security=ADMIN_ONLY,
+            parameters=[path("session_id", "`id` of the list")],
+        ),
         "/api/admin/sessions/purge": operation(
             "post", "purgeSessions", "admin", "End the sessions of a user, old ones, or all",
             {200: response("Done", obj({"revoked": _COUNT}))},

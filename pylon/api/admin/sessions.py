@@ -19,7 +19,7 @@ from pylon.api.http.parameters import read_text
 from pylon.api.http.responses import send_json
 from pylon.api.identity.bodies import PURGE_SESSIONS
 from pylon.api.identity.revocations import Revocations
-from pylon.api.identity.session_list import describe_sessions
+from pylon.api.identity.session_list import describe_sessions, end_one
 from pylon.api.services import IdentityServices
 from pylon.auth.audit import audit_step
 from pylon.auth.revocation import void_jwts
@@ -64,6 +64,25 @@ class AdminSessions:
         send_json(resp, found)
 
     on_head = on_get
+
+
+class OneAdminSession:
+    """``DELETE /api/admin/auth/sessions/{session_id}``: end the session of any user."""
+
+    def __init__(self, services: IdentityServices) -> None:
+        self._services = services
+        self._revocations = Revocations(services)
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, session_id: str) -> None:
+        require_admin(req, self._services)
+        app = self._services.app
+        audit = audit_step(
+            "session_revoke", app.clock, app.random, user_id=None, actor_id=ADMIN_USER_ID,
+            reason="one", metadata={"session": session_id},
+        )
+        steps = end_one(self._services.store.point, session_id)
+        self._revocations.carry_out([*steps, audit])
+        send_json(resp, {"revoked": True})
 
 
 class SessionPurge:

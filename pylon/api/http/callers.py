@@ -9,15 +9,18 @@ Called by the resources and the middleware.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import falcon
 
-from pylon import rates
+from pylon import limits, rates
 from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.sessions import ANONYMOUS_CALLER
 from pylon.auth.tokens import UnprivilegedToken, bearer_token, check_bearer
 from pylon.auth_context import Caller
+from pylon.errors import SessionExpired
 
 
 def token_of(req: falcon.Request, services: RequestServices) -> str | None:
@@ -61,6 +64,33 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
     env["pylon.caller"] = caller
     services.rates.admit_caller(env, caller)
     return caller
+
+
+def while_caller_lasts(
+    req: falcon.Request, services: RequestServices, pieces: Iterator[bytes]
+) -> Iterator[bytes]:
+    """Yield the pieces of a long response to a caller, as long as the credentials count.
+
+    Raises:
+        SessionExpired: they no longer do, or stand for somebody else; the response is cut off.
+    """
+    env = req.env
+    caller: Caller = env["pylon.caller"]
+    if caller is ANONYMOUS_CALLER or caller.auth.is_admin:
+        yield from pieces
+        return
+    clock = services.app.clock
+    checked_s = clock.monotonic_s()
+    credentials = (env.get("HTTP_AUTHORIZATION"), env.get("HTTP_COOKIE"))
+    for piece in pieces:
+        if clock.monotonic_s() - checked_s >= limits.SESSION_CACHE_S:
+            checked_s = clock.monotonic_s()
+            present = services.session_cache.find(credentials)
+            if present is None:
+                present = services.session_cache.look_up(credentials, token_of(req, services))
+            if present.auth != caller.auth:
+                raise SessionExpired("The session has ended during the response")
+        yield piece
 
 
 def subject_of(req: falcon.Request, services: RequestServices) -> str:

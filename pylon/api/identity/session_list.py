@@ -10,6 +10,7 @@ Bound: `limits.SESSIONS_LISTED` sessions of a user are listed, the newest first.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import falcon
@@ -29,6 +30,7 @@ from pylon.clock import NS_PER_S
 from pylon.errors import AuthRequired, NotFound
 from pylon.storage.auth_ops import Condition
 from pylon.storage.auth_tables import Value
+from pylon.storage.interface import PointRead
 
 _ID_CHARS: Final = 16
 _ID: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
@@ -78,22 +80,30 @@ class OneSession:
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, session_id: str) -> None:
         caller, user_id = require_session(req, self._services)
-        records: list[dict[str, Value]] = []
-        if _ID.fullmatch(session_id) is not None:
-            records = self._services.store.point(lambda reader: reader.records(
-                "sessions", [
-                    Condition("session_id", ">=", session_id),
-                    Condition("session_id", "<", session_id + _AFTER_HEX),
-                    Condition("user_id", "=", user_id),
-                ],
-            ))
-        if not records:
-            raise NotFound("You have no such session")
-        steps: list[Step] = [
-            step for record in records for step in end_family(_family_of(record))
-        ]
+        of_user = Condition("user_id", "=", user_id)
+        steps = end_one(self._services.store.point, session_id, [of_user])
         self._revocations.carry_out([*steps, _audit(req, self._services, caller, "one")])
         send_json(resp, {"revoked": True})
+
+
+def end_one(point: PointRead, session_id: str, where: Sequence[Condition] = ()) -> list[Step]:
+    """Return the steps that end the session of an id of a list.
+
+    Args:
+        where: further conditions that it must meet.
+
+    Raises:
+        NotFound: there is no such session.
+    """
+    records: list[dict[str, Value]] = []
+    if _ID.fullmatch(session_id) is not None:
+        records = point(lambda reader: reader.records("sessions", [
+            Condition("session_id", ">=", session_id),
+            Condition("session_id", "<", session_id + _AFTER_HEX), *where,
+        ]))
+    if not records:
+        raise NotFound("There is no such session")
+    return [step for record in records for step in end_family(_family_of(record))]
 
 
 def describe_sessions(

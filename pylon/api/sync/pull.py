@@ -18,7 +18,12 @@ import falcon
 
 from pylon.api.data.query_cache import version_of
 from pylon.api.http.body import decode_raw, read_body
-from pylon.api.http.callers import address_of, caller_of, subject_of
+from pylon.api.http.callers import (
+    address_of,
+    caller_of,
+    subject_of,
+    while_caller_lasts,
+)
 from pylon.api.http.parameters import read_text
 from pylon.api.services import DataServices, SyncServices
 from pylon.api.sync.bodies import PULL
@@ -73,11 +78,11 @@ class Pull:
         if since == 0:
             head = services.store.point(lambda reader: reader.head_seq())
             subject = subject_of(req, services.requests)
-            pieces = services.turns.paced(
-                stream_snapshot(
-                    services.store, app.manifest, app.rules, caller.auth, subject, scope
-                ),
-                subject,
+            snapshot = stream_snapshot(
+                services.store, app.manifest, app.rules, caller.auth, subject, scope
+            )
+            pieces = while_caller_lasts(
+                req, services.requests, services.turns.paced(snapshot, subject)
             )
             first = _read_beginning(pieces)
             self._sync.hints.publish(key, head)
