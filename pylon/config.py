@@ -10,7 +10,7 @@ the setting, the value and the allowed values. Called by `pylon.cli.settings`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +82,14 @@ class Config:
     cookie_secure: bool
     cookie_same_site: str
     oauth_file: str | None
+    email_provider: str | None
+    email_from: str | None
+    email_smtp_url: str | None
+    email_api_key: str | None
+    email_endpoint: str | None
+    email_folder: str | None
+    email_templates_folder: str | None
+    dashboard_url: str
     pwned_file: str | None
     app: str | None
     static_dir: str | None
@@ -99,6 +107,7 @@ class Config:
     log_format: str
     log_level: str
     sign_in_providers: tuple[ProviderSettings, ...] = ()  # of PYLON_OAUTH_FILE and PYLON_OAUTH_*
+    email_templates: Mapping[str, str] = field(default_factory=dict)  # PYLON_EMAIL_TEMPLATE_*
 
     def port_of(self, role: str) -> int:
         """Return the port of a role of `PORT_BY_ROLE`."""
@@ -155,13 +164,16 @@ def load(
             setting, sources, dev, problems
         )
         values[setting.field] = value
-    named, origin_of_named = _provider_variables(sources)
+    named, origin_of_named = _family_variables(sources, is_provider_setting)
     providers, found = read_providers(named, values["oauth_file"], dev_mode=values["dev_mode"],
                                       native_client_ids={})
     problems.extend(found)
     raw.update(named)
     origin_by_env.update(origin_of_named)
-    config = Config(**values, sign_in_providers=providers)
+    texts, origin_of_texts = _family_variables(sources, is_template_setting)
+    raw.update(texts)
+    origin_by_env.update(origin_of_texts)
+    config = Config(**values, sign_in_providers=providers, email_templates=texts)
     judged = list(judge_foreign(sources, dev_mode=config.dev_mode))
     loaded = Loaded(
         config, raw, origin_by_env,
@@ -198,13 +210,20 @@ def _read(
     return None if default is None else setting.parse(default), default, where
 
 
-def _provider_variables(sources: Sources) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the variables of sign-in providers, and their origins. The first source decides."""
+def is_template_setting(name: str) -> bool:
+    """Whether a variable is one of the family PYLON_EMAIL_TEMPLATE_<KIND>_SUBJECT and _BODY."""
+    return name.startswith("PYLON_EMAIL_TEMPLATE_")
+
+
+def _family_variables(
+    sources: Sources, belongs: Callable[[str], bool]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables of a family, and their origins. The first source decides."""
     values: dict[str, str] = {}
     origins: dict[str, str] = {}
     for where, source in sources:
         for name in sorted(source):
-            if is_provider_setting(name) and name not in values:
+            if belongs(name) and name not in values:
                 values[name], origins[name] = source[name], where
     return values, origins
 
@@ -215,7 +234,7 @@ def _unknown_names(sources: Sources) -> list[str]:
         for name in sorted(source):
             if not name.startswith("PYLON_") or name in _BY_ENV or name in INTERNAL_NAMES:
                 continue
-            if is_provider_setting(name):
+            if is_provider_setting(name) or is_template_setting(name):
                 continue
             if find_foreign(name) is None:
                 near = difflib.get_close_matches(name, _BY_ENV, n=1)
@@ -232,11 +251,17 @@ _ADMIN_TOKEN_MIN_CHARS: Final = 32
 def _warnings(config: Config) -> list[str]:
     if config.dev_mode:
         return []
+    found = []
     if config.admin_token is None:
-        return ["PYLON_ADMIN_TOKEN is not set: nobody can be admin"]
-    if len(config.admin_token) < _ADMIN_TOKEN_MIN_CHARS:
-        return [
+        found.append("PYLON_ADMIN_TOKEN is not set: nobody can be admin")
+    elif len(config.admin_token) < _ADMIN_TOKEN_MIN_CHARS:
+        found.append(
             f"PYLON_ADMIN_TOKEN has {len(config.admin_token)} characters; "
             f"use at least {_ADMIN_TOKEN_MIN_CHARS} (for example: openssl rand -hex 32)"
-        ]
-    return []
+        )
+    if config.email_provider == "console":
+        found.append(
+            "PYLON_EMAIL_PROVIDER is console, which sends nothing outside dev mode: sign-in by "
+            "mail answers EMAIL_NOT_CONFIGURED; set smtp, webhook, resend or sendgrid"
+        )
+    return found

@@ -49,6 +49,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         )
     yield from _secret_key_problems(config)
     yield from _cookie_problems(config)
+    yield from _mail_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
     for role, entry in PORT_BY_ROLE.items():
@@ -77,6 +78,22 @@ def _secret_key_problems(config: Config) -> Iterator[str]:
             "all nodes (data that came from SQLite keep their key: PYLON_SECRET_KEY_FILE names "
             "its secret.key)"
         )
+
+
+def _mail_problems(config: Config) -> Iterator[str]:
+    """Yield the settings that the chosen sender of mails lacks."""
+    needed: tuple[str, ...] = {
+        "smtp": ("email_smtp_url",), "webhook": ("email_endpoint",), "file": ("email_folder",),
+        "resend": ("email_api_key",), "sendgrid": ("email_api_key",),
+    }.get(config.email_provider or "", ())
+    if needed and not config.dev_mode:
+        needed += ("email_from",)
+    for field in needed:
+        if getattr(config, field) is None:
+            yield (
+                f"PYLON_EMAIL_PROVIDER is {config.email_provider}, and PYLON_{field.upper()} is "
+                "not set: set it"
+            )
 
 
 def _database_problems(config: Config) -> Iterator[str]:

@@ -16,6 +16,7 @@ import base64
 import ipaddress
 import re
 from collections.abc import Callable
+from email.utils import parseaddr
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -31,6 +32,7 @@ _COMMENT: Final = re.compile(r"\s#")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HOST: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of RFC 9110
+_MAIL_ADDRESS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+")
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _HOST_CHARS: Final = 253  # of a name in DNS
@@ -213,6 +215,43 @@ def url(*schemes: str) -> Parser:
         return raw
 
     return parse
+
+
+def smtp_url(raw: str) -> str:
+    """Return the URL of an SMTP server: smtps://user:password@host:465 or smtp://..."""
+    parts = _split(raw, f"smtps://{raw}", noun="URL")
+    if parts.scheme.lower() not in ("smtp", "smtps"):
+        raise ValueError("expected smtps:// or smtp://")
+    _host_of(parts)
+    _port_of(parts)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("expected smtps://user:password@host:port, and no more")
+    if (parts.username is None) != (parts.password is None):
+        raise ValueError(
+            "expected a user and a password, or neither; signs in them are percent-encoded"
+        )
+    return raw
+
+
+def url_or_path(raw: str) -> str:
+    """Return an absolute URL of http or https, or a path of this server."""
+    if raw.startswith("/") and not raw.startswith("//") and raw.isprintable() and raw.isascii():
+        if "\\" in raw or " " in raw:
+            raise ValueError("a path has no spaces and no backslashes")
+        return raw
+    parsed: str = url("http", "https")(raw)
+    return parsed
+
+
+def mailbox(raw: str) -> str:
+    """Return a sender of mails: an address, or a name and an address in angle brackets."""
+    if not raw.isprintable():
+        raise ValueError("it has a line break or another control character")
+    name, address = parseaddr(raw)
+    is_whole = raw in (address, f"{name} <{address}>", f'"{name}" <{address}>')
+    if not is_whole or not _MAIL_ADDRESS.fullmatch(address):
+        raise ValueError("expected name@example.com, or My App <name@example.com>")
+    return raw
 
 
 def cookie_name(raw: str) -> str:

@@ -22,13 +22,16 @@ from pylon.setting_values import (
     cookie_domain,
     cookie_name,
     db_path,
+    mailbox,
     node_name,
     origins,
     region_name,
     role_names,
     secret_key,
+    smtp_url,
     token,
     url,
+    url_or_path,
 )
 from pylon.setting_values import boolean as _bool
 from pylon.setting_values import choice as _choice
@@ -187,6 +190,27 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "
             "(docs/sign-in-providers.md)."),
+    Setting("PYLON_EMAIL_PROVIDER", "email_provider",
+            _choice("console", "file", "smtp", "webhook", "resend", "sendgrid"), None,
+            "What sends the mails of sign-in (docs/mail.md); console prints them, in dev mode "
+            "only.",
+            dev_default="console"),
+    Setting("PYLON_EMAIL_FROM", "email_from", mailbox, None,
+            "The sender of mails, for example My App <noreply@example.com>."),
+    Setting("PYLON_EMAIL_SMTP_URL", "email_smtp_url", smtp_url, None,
+            "smtps://user:password@host:465, or smtp://user:password@host:587 with STARTTLS.",
+            secret=True, shown=shown_url),
+    Setting("PYLON_EMAIL_API_KEY", "email_api_key", token, None,
+            "The key for webhook, resend or sendgrid, sent as a bearer token.", secret=True),
+    Setting("PYLON_EMAIL_ENDPOINT", "email_endpoint", url("http", "https"), None,
+            "The URL of webhook; replaces the URL of resend or sendgrid."),
+    Setting("PYLON_EMAIL_FOLDER", "email_folder", _text, None,
+            "The folder into which the provider file writes mails."),
+    Setting("PYLON_EMAIL_TEMPLATES", "email_templates_folder", _text, None,
+            "A folder with the texts of mails, as magic_code.txt and magic_code.html. "
+            "PYLON_EMAIL_TEMPLATE_MAGIC_CODE_SUBJECT and _BODY win over it."),
+    Setting("PYLON_DASHBOARD_URL", "dashboard_url", url_or_path, "/",
+            "Where a browser goes after a magic link that named no page."),
     Setting("PYLON_PWNED_FILE", "pwned_file", _text, None,
             "A sorted file of SHA-1 hashes of stolen passwords, for example that of Have I Been "
             "Pwned ordered by hash; a new password that is in it is refused."),

@@ -21,6 +21,7 @@ from pylon.bus.runtime import refuse_unfit_runtime_dir
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_problems
 from pylon.errors import PylonError, StartRefused
+from pylon.mail.templates import load_templates
 from pylon.manifest.model import Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.realtime.app_module import try_app_module
@@ -42,6 +43,7 @@ def load_checked(loaded: Loaded) -> Manifest:
         raise StartRefused(text)
     read_keys(loaded.config)
     password_rules(loaded.config, manifest)
+    load_templates(loaded.config)
     return manifest
 
 
@@ -108,6 +110,7 @@ def find_problems(
             yield StartRefused(text)
         try:
             password_rules(config, manifest)
+            load_templates(config)
         except StartRefused as ex:
             yield ex
     if config.app is None or Path(config.app).is_file():  # else `unsafe_settings` reports it

@@ -32,7 +32,7 @@ from pylon.errors import PylonError
 VERBS: Final = (  # in the order of the help; module and function are named alike
     "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "migrate",
     "schema", "seed", "export", "import", "bench", "search", "shards", "session", "replay",
-    "explain", "explain-query", "policy", "version",
+    "explain", "explain-query", "policy", "mail", "version",
 )
 
 

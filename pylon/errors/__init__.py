@@ -127,6 +127,9 @@ from pylon.errors.shards import (
     SubscribeRefused,
 )
 from pylon.errors.sign_in import (
+    EmailNotConfigured,
+    EmailRefused,
+    EmailSendFailed,
     InvalidEmail,
     InvalidName,
     PasswordTooLong,
@@ -170,6 +173,9 @@ __all__ = [
     "CrdtHistoryMissing",
     "CsrfRejected",
     "Draining",
+    "EmailNotConfigured",
+    "EmailRefused",
+    "EmailSendFailed",
     "EntityNotFound",
     "FieldFixed",
     "Forbidden",

@@ -57,3 +57,38 @@ class InvalidName(PylonError):
 
     code = "INVALID_NAME"
     status = 400
+
+
+class EmailNotConfigured(PylonError):
+    """The route sends a mail, and the server has nothing to send mails by.
+
+    Remedy: an operator sets PYLON_EMAIL_PROVIDER and what belongs to it, and tries
+    pylonctl mail test ADDRESS.
+    """
+
+    code = "EMAIL_NOT_CONFIGURED"
+    status = 503
+
+
+class EmailSendFailed(PylonError):
+    """The mail server or service did not accept a mail. A mail of sign-in is tried again until its
+    content expires; pylonctl mail test shows the reply.
+
+    Remedy: correct what the message or the reply names: the address of the server, its
+    certificate, the user and password, or the sender's address.
+    """
+
+    code = "EMAIL_SEND_FAILED"
+    status = 503
+    retryable = True
+
+
+class EmailRefused(PylonError):
+    """The mail server or service will never accept this mail, for example because the mailbox does
+    not exist.
+
+    Remedy: check the recipient's address; the reply says more.
+    """
+
+    code = "EMAIL_REFUSED"
+    status = 502

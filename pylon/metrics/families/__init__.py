@@ -15,6 +15,7 @@ from pylon.metrics.families.cluster import *  # noqa: F403
 from pylon.metrics.families.database import *  # noqa: F403
 from pylon.metrics.families.http import *  # noqa: F403
 from pylon.metrics.families.identity import *  # noqa: F403
+from pylon.metrics.families.mail import *  # noqa: F403
 from pylon.metrics.families.shards import *  # noqa: F403
 from pylon.metrics.families.sockets import *  # noqa: F403
 from pylon.metrics.families.supervisor import *  # noqa: F403
