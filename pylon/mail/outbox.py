@@ -2,7 +2,7 @@
 
 A flow puts the operation of `Mails.put` into the transaction that makes the code or link. So the
 mail exists exactly if the code exists, and no request waits for a mail server. The identity process
-sends it after the commit, at least once.
+sends it after the commit (`workers.identity.mail_delivery`), at least once.
 
 Invariants: the row holds the rendered mail sealed, so a reader of the database learns no code. At
 most `MAILS_WAITING` mails wait: beyond it `put` refuses. Called by the flows.
@@ -17,7 +17,7 @@ from pylon import limits
 from pylon.auth.email_address import parse_email
 from pylon.auth.keys import Keys
 from pylon.clock import NS_PER_S, Clock, RandomSource
-from pylon.errors import EmailNotConfigured, Unavailable
+from pylon.errors import EmailNotConfigured, InvalidEmail, Unavailable
 from pylon.mail.message import Mail, encode
 from pylon.mail.templates import Template
 from pylon.storage.auth_ops import PutRecord
@@ -87,5 +87,5 @@ class Mails:
         notice stops no flow."""
         try:
             return [self.put(kind, to, limits.MAIL_NOTICE_S, **values)]
-        except (EmailNotConfigured, Unavailable):
+        except (EmailNotConfigured, InvalidEmail, Unavailable):
             return []

@@ -166,10 +166,11 @@ TABLES: Final[tuple[AuthTable, ...]] = (
         indexes=(("user_id", "created_at"), ("tenant_id", "created_at"), ("created_at",)),
         expires="created_at",
     ),
+    # No `expires`: the identity process drops expired mails, and counts them.
     AuthTable(
         "outbox",
         _columns("id sealed created_at:int next_at:int attempts:int expires_at:int"),
-        key=("id",), indexes=(("next_at",), ("expires_at",)), expires="expires_at",
+        key=("id",), indexes=(("next_at",), ("expires_at",)),
     ),
     # tat: when the bucket is full again, in Unix nanoseconds.
     AuthTable(
