@@ -92,3 +92,73 @@ class EmailRefused(PylonError):
 
     code = "EMAIL_REFUSED"
     status = 502
+
+
+class MissingEmail(PylonError):
+    """The request needs an e-mail address, and neither the body nor the account has one.
+
+    Remedy: send the member `email`, or store an address in the user's row.
+    """
+
+    code = "MISSING_EMAIL"
+    status = 400
+
+
+class MissingCode(PylonError):
+    """The body lacks the code of the mail.
+
+    Remedy: send the member `code` with the six digits.
+    """
+
+    code = "MISSING_CODE"
+    status = 400
+
+
+class InvalidCode(PylonError):
+    """The code is wrong, was used, has expired, or belongs to another address or purpose.
+
+    Remedy: type the newest code, or ask for another one.
+    """
+
+    code = "INVALID_CODE"
+    status = 401
+
+
+class MissingToken(PylonError):
+    """The request lacks the token of a link.
+
+    Remedy: send the member `token`, as the link of the mail has it.
+    """
+
+    code = "MISSING_TOKEN"
+    status = 400
+
+
+class InvalidToken(PylonError):
+    """The token of a link is unknown, was used, has expired, or is for another purpose.
+
+    Remedy: ask for another mail.
+    """
+
+    code = "INVALID_TOKEN"
+    status = 401
+
+
+class EmailTaken(PylonError):
+    """Another account has the address.
+
+    Remedy: sign in with that address, or use another one.
+    """
+
+    code = "EMAIL_TAKEN"
+    status = 409
+
+
+class UserNotFound(PylonError):
+    """The row of the user who calls does not exist: it was deleted.
+
+    Remedy: sign in again.
+    """
+
+    code = "USER_NOT_FOUND"
+    status = 404

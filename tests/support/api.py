@@ -37,6 +37,8 @@ from pylon.clock import ManualClock, SystemRandom
 from pylon.errors import PylonError
 from pylon.errors.wire import WireError
 from pylon.limiter import RateLimiter, RateTable
+from pylon.mail.outbox import Mails
+from pylon.mail.templates import load_templates
 from pylon.manifest_loader import parse_manifest
 from pylon.realtime.placement import Placement
 from pylon.rooms.service import RoomService
@@ -60,7 +62,7 @@ ENVIRON = {
     "PYLON_ADMIN_TOKEN": ADMIN_TOKEN,
     "PYLON_METRICS_TOKEN": METRICS_TOKEN,
     "PYLON_GUESTS_PER_IP_PER_MIN": "0",
-    "PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0",
+    "PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0", "PYLON_AUTH_RATES": "false",
 }
 
 
@@ -213,10 +215,15 @@ def serve_api(
     hinted: list[tuple[int, int]] = []
     used_sessions = UsedSessions()
     merge_sandbox = MergeSandbox()
+    keys = Keys([bytes(range(32))])
+    mails = Mails(
+        load_templates(config), parsed.name, keys, clock, SystemRandom(), is_configured=True,
+        is_dev=config.dev_mode,
+    )
     identity = Identity(
         app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
-        keys=Keys([bytes(range(32))]), rules=password_rules(config, parsed),
-        issuer=session_issuer(app),
+        keys=keys, rules=password_rules(config, parsed), issuer=session_issuer(app), mails=mails,
+        wake_mail=lambda: None,
         send_signal=signals.append,
     )
     services = make_services(app, folder / "control.sock")

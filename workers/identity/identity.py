@@ -21,6 +21,7 @@ from pylon.auth_context import Caller
 from pylon.bus.identity import CallFacts
 from pylon.bus.messages import Signal
 from pylon.clock import NS_PER_S
+from pylon.mail.outbox import Mails
 from pylon.storage.interface import Store
 from workers.identity.hashing import HashPool
 
@@ -38,6 +39,8 @@ class Identity:
     keys: Keys
     rules: PasswordRules
     issuer: SessionIssuer
+    mails: Mails
+    wake_mail: Callable[[], None]  # after the commit of a mail
     send_signal: Callable[[Signal], None]
 
     def now_s(self) -> int:

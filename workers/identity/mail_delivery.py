@@ -16,7 +16,7 @@ mail.refused, mail.outbox_unavailable. Run by the identity process.
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import Final
 
 import gevent
 from gevent.event import Event
@@ -44,8 +44,9 @@ class MailDelivery:
 
     def __init__(
         self, store: Store, writer: Writer, keys: Keys, mails: Mails, sender: Sender, clock: Clock,
-        random: RandomSource, *, send_s: float = limits.MAIL_SEND_S,
+        random: RandomSource, *, woken: Event | None = None, send_s: float = limits.MAIL_SEND_S,
     ) -> None:
+        """Args: `woken`: set by flows when there may be a mail."""
         self._store = store
         self._writer = writer
         self._keys = keys
@@ -55,13 +56,19 @@ class MailDelivery:
         self._random = random
         self._send_s = send_s
         self._pool = Pool(limits.MAILS_AT_ONCE)
-        self._woken = Event()
+        self._woken = woken or Event()
+        self._is_stopped = False
         self._sent: dict[str, None] = {}  # ids of mails whose row is there still
         self._measure_s = 0.0  # when the outbox is measured next
 
-    def run(self) -> NoReturn:
-        """Deliver until the process ends."""
-        while True:
+    @property
+    def sending(self) -> int:
+        """Return the number of mails that are being sent."""
+        return len(self._pool)
+
+    def run(self) -> None:
+        """Deliver until `stop`."""
+        while not self._is_stopped:
             self._woken.clear()
             try:
                 wait_s = self.deliver_due()
@@ -70,8 +77,9 @@ class MailDelivery:
                 wait_s = limits.MAIL_POLL_S
             self._woken.wait(wait_s)
 
-    def wake(self) -> None:
-        """Look at the outbox at once: a flow has put a mail into it."""
+    def stop(self) -> None:
+        """Claim no more mails."""
+        self._is_stopped = True
         self._woken.set()
 
     def join(self) -> None:

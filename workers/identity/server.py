@@ -5,9 +5,9 @@ this module for all roles, so the modules of flows and their libraries (argon2, 
 imported by `run`, after the fork: no other process has them.
 
 Each call runs in a greenlet of its own. On SIGTERM the process ends once its calls have ended, at
-most after `PYLON_DRAIN_SECS`; by then no HTTP worker is left to call. A greenlet that fails ends
-the process, and the supervisor starts another one. Log: worker.ready, worker.drained,
-worker.failed. Started by `workers.template` (`pylon.roles`).
+most after `PYLON_DRAIN_SECS`; by then no HTTP worker is left to call, and it begins no more mails.
+A greenlet that fails ends the process, and the supervisor starts another one. Log: worker.ready,
+worker.drained, worker.failed. Started by `workers.template` (`pylon.roles`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from pylon.bus.identity import CHANNEL
 from pylon.bus.signals import SignalSender
 from pylon.bus.writer_client import WriterClient
 from pylon.errors import StartRefused
+from pylon.mail.outbox import Mails
+from pylon.mail.senders import make_sender
+from pylon.mail.templates import load_templates
 from pylon.runtime.interpreter import freeze
 from workers.boot import EXIT_CONFIG, WorkerContext, boot, run_status
 
@@ -53,8 +56,9 @@ def serve(booted: WorkerContext) -> NoReturn:
     Raises:
         SystemExit: 78 when a setting of sign-in cannot be used (the reason is logged).
     """
+    woken = Event()  # there may be a mail to send
     try:
-        identity = make_identity(booted)
+        identity = make_identity(booted, woken)
     except StartRefused as ex:
         _log.error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(EXIT_CONFIG) from ex
@@ -65,18 +69,25 @@ def serve(booted: WorkerContext) -> NoReturn:
     gevent.signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C: the supervisor drains
     spawn(port.run)
     spawn(lambda: run_status(booted, lambda: not stop.is_set(), lambda: port.running))
+    delivery = make_delivery(identity, woken)
+    if delivery is not None:
+        spawn(delivery.run)
     booted.status_changed.set()
     freeze()
     _log.info("worker.ready")
     stop.wait()
     deadline_s = booted.clock.monotonic_s() + booted.app.config.drain_s
-    while port.running and booted.clock.monotonic_s() < deadline_s:
+    if delivery is not None:
+        delivery.stop()
+    while booted.clock.monotonic_s() < deadline_s and (
+        port.running or (delivery is not None and delivery.sending)
+    ):
         gevent.sleep(_POLL_S)
     _log.info("worker.drained", unanswered=port.running)
     _exit_now(0)
 
 
-def make_identity(booted: WorkerContext) -> Any:
+def make_identity(booted: WorkerContext, woken: Event) -> Any:
     """Import the flows, and return the `Identity` that they get.
 
     Raises:
@@ -89,11 +100,28 @@ def make_identity(booted: WorkerContext) -> Any:
     if keys is None:
         raise StartRefused("there is no secret key: the supervisor makes it before its workers")
     keys.load_ciphers()
+    mails = Mails(
+        load_templates(app.config), app.manifest.name, keys, app.clock, app.random,
+        is_configured=make_sender(app.config) is not None, is_dev=app.config.dev_mode,
+    )
     return services.Identity(
         app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
         hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
         keys=keys, rules=password_rules(app.config, app.manifest), issuer=session_issuer(app),
-        send_signal=SignalSender(booted.runtime).send,
+        mails=mails, wake_mail=woken.set, send_signal=SignalSender(booted.runtime).send,
+    )
+
+
+def make_delivery(identity: Any, woken: Event) -> Any:
+    """Return the delivery of mails, or None if there is nothing to send them by."""
+    app = identity.app
+    sender = make_sender(app.config)
+    if sender is None:
+        return None
+    delivery = importlib.import_module("workers.identity.mail_delivery").MailDelivery
+    return delivery(
+        identity.store, identity.writer, identity.keys, identity.mails, sender, app.clock,
+        app.random, woken=woken,
     )
 
 
