@@ -351,6 +351,7 @@ APP_RATES: Final = 4  # of the manifest's `rateLimits` that count one thing
 GUEST_UNUSED_S: Final = 86_400  # the life of a guest whose token was never presented
 USED_SESSIONS: Final = 10_000  # unreported at once, in each worker and in the supervisor
 SESSIONS_OF_FAMILY: Final = 100  # stored at once; a rotation beyond drops the oldest
+CARRIED_ROWS: Final = 5_000  # of a guest, in the transaction of the sign-in
 SESSIONS_LISTED: Final = 1_000  # of one user
 SESSIONS_ANNOUNCED: Final = 100  # by a signal each; beyond that receivers look all of theirs up
 KEY_SCOPES_CHARS: Final = 4_000  # all scopes of an API key

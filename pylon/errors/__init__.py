@@ -52,6 +52,7 @@ from pylon.errors.identity import (
     SessionExpired,
     SocketLimit,
     Unauthorized,
+    UpgradeFailed,
 )
 from pylon.errors.operation import (
     BackupInvalid,
@@ -286,6 +287,7 @@ __all__ = [
     "UniqueViolation",
     "UnknownParameter",
     "UntrustedRedirect",
+    "UpgradeFailed",
     "UserNotFound",
     "ValueTooLongToIndex",
     "WeakPassword",

@@ -58,6 +58,16 @@ class SessionExpired(PylonError):
     status = 401
 
 
+class UpgradeFailed(PylonError):
+    """There is no session of a guest that could become a user's.
+
+    Remedy: send the token of a guest whose session lasts.
+    """
+
+    code = "UPGRADE_FAILED"
+    status = 400
+
+
 class ReauthRequired(PylonError):
     """The change needs a fresh proof of who the user is, and the last one is too old
     (`auth.reauth_s` of the manifest).

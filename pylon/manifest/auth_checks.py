@@ -61,6 +61,27 @@ def check_user_names(root: Node, findings: Findings) -> None:
                 )
 
 
+def check_guest_carry(root: Node, findings: Findings) -> None:
+    """Report a field of auth.guest.carry that no entity has: its rows would not follow a guest."""
+    auth = root.value.get("auth") if isinstance(root.value, dict) else None
+    guest = auth.value.get("guest") if auth is not None and isinstance(auth.value, dict) else None
+    if guest is None:
+        return
+    known = {
+        f"{name.value}.{field}"
+        for entity in items_of(root, "entities")
+        if (name := text_of(entity, "name")) is not None
+        for field in names_of(items_of(entity, "fields"))
+    }
+    for node in texts_of(guest, "carry"):
+        if node.value not in known:
+            close_names = difflib.get_close_matches(node.value, known, n=1)
+            findings.error(
+                "AUTH_FIELD_UNKNOWN", f'there is no field "{node.value}" to carry', node.at,
+                f"did you mean {close_names[0]}?" if close_names else 'write "Entity.field"',
+            )
+
+
 def check_org_roles(root: Node, findings: Findings) -> None:
     """Report a role of organisations that cannot be one."""
     auth = root.value.get("auth") if isinstance(root.value, dict) else None

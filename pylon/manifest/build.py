@@ -192,6 +192,7 @@ def _policy(raw: dict[str, Any]) -> Policy:
 
 def _auth(raw: dict[str, Any]) -> AuthConfig:
     user, session = raw.get("user") or {}, raw.get("session") or {}
+    guest = raw.get("guest") or {}
     password = raw.get("password") or {}
     expires_in_s, max_age_s = session.get("expires_in"), session.get("max_age")
     default = AuthConfig()
@@ -204,6 +205,8 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         session_max_age_s=default.session_max_age_s if max_age_s is None else max_age_s,
         is_session_sliding=session.get("sliding") is not False,
         reauth_s=raw.get("reauth_s") or default.reauth_s,
+        guest_carry=tuple(guest.get("carry") or ()),
+        guest_on_conflict=guest.get("on_conflict") or default.guest_on_conflict,
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
         org=_org(raw.get("org")),
         org_roles=tuple(raw.get("org_roles") or ()),

@@ -12,7 +12,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pylon import limits
-from pylon.manifest.auth_checks import check_org_roles, check_trusted_origins, check_user_names
+from pylon.manifest.auth_checks import (
+    check_guest_carry,
+    check_org_roles,
+    check_trusted_origins,
+    check_user_names,
+)
 from pylon.manifest.build import PLAIN_TYPES, field_type
 from pylon.manifest.document import Node
 from pylon.manifest.field_checks import check_nocase, check_reference
@@ -48,6 +53,7 @@ def check_all(root: Node, findings: Findings) -> None:
     _routes(root, findings)
     check_trusted_origins(root, findings)
     check_user_names(root, findings)
+    check_guest_carry(root, findings)
     check_org_roles(root, findings)
     names = frozenset(names_of(items_of(root, "entities")))
     check_rate_limits(root, names, findings)

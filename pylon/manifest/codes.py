@@ -29,6 +29,11 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "A key of the published tools that changes nothing on this server. A warning.",
         "remove it; this server does not do what it asks for.",
     ),
+    "AUTH_FIELD_UNKNOWN": (
+        "An entry of auth.guest.carry names a field that no entity has, so its rows would not "
+        "follow a guest.",
+        'write "Entity.field", as the entity declares it.',
+    ),
     "AUTH_NAME_UNKNOWN": (
         "auth.user names an entity or a field that is not declared, most likely misspelt. A "
         "warning.",

@@ -135,6 +135,7 @@ AUTH: Final = Object(
         "session": Object(
             {}, {"expires_in": _LIFE_S, "max_age": _LIFE_S, "sliding": BOOL}, {"cookie_cache": ""}
         ),
+        "guest": Object({}, {"carry": STRINGS, "on_conflict": words("skip", "replace")}),
         "reauth_s": Scalar(
             int, "a whole number of seconds from 60 to 86400", minimum=60, maximum=86_400
         ),

@@ -292,6 +292,8 @@ class AuthConfig:
     session_max_age_s: int = 7_776_000  # from the sign-in, whatever use prolongs; 0: no bound
     is_session_sliding: bool = True  # whether use prolongs a session
     reauth_s: int = 600  # how long a sign-in counts as fresh
+    guest_carry: tuple[str, ...] = ()  # "Entity.field", besides the fields of type id(user)
+    guest_on_conflict: Literal["skip", "replace"] = "skip"
     admin_field: str | None = None  # of a user; only administrators write it
     trusted_origins: tuple[str, ...] = ()
     password_min_chars: int = 10  # code points

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon.bus.identity import IdentityAnswer
-from workers.identity.flows import providers
+from workers.identity.flows import guests, providers
 from workers.identity.identity import Call, Identity
 
 Flow = Callable[[Identity, Call], IdentityAnswer]
 
 ACTIONS: Final[dict[str, Flow]] = {
     "providers": providers.list_providers,
+    "upgrade": guests.upgrade,
 }

@@ -68,6 +68,8 @@ def serve(booted: WorkerContext) -> NoReturn:
     gevent.signal_handler(signal.SIGTERM, stop.set)
     gevent.signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C: the supervisor drains
     spawn(port.run)
+    jobs = importlib.import_module("workers.identity.carry_jobs")
+    spawn(lambda: jobs.run_carry_jobs(identity))
     spawn(lambda: run_status(booted, lambda: not stop.is_set(), lambda: port.running))
     delivery = make_delivery(identity, woken)
     if delivery is not None:

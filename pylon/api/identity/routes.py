@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from pylon import errors
+from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.body_types import BodyType
 from pylon.config import Config
 from pylon.errors import PylonError
@@ -55,6 +57,11 @@ class IdentityRoute:
 
 
 ROUTES: Final[tuple[IdentityRoute, ...]] = (
+    IdentityRoute(
+        "POST", "/api/auth/upgrade", "upgrade", "anyone",
+        "Make a guest's session a user's; outside dev mode for admins only",
+        {200: Upgraded}, UPGRADE, (errors.Forbidden, errors.MissingUserId, errors.UpgradeFailed),
+    ),
     IdentityRoute(
         "GET", "/api/auth/providers", "providers", "anyone", "The sign-in providers",
         {200: list[dict[str, str]]},
