@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -56,9 +57,17 @@ def test_connection_that_is_lost_before_the_commit(writers: Writers, is_update: 
     assert len(writers.events()) == 3 and writers.a.head == 3
 
 
+# Messages of the protocol: ReadyForQuery, and the ErrorResponse of an administrator's command.
+_READY = b"Z\0\0\0\5I"
+_FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+_SHUTDOWN = b"E" + (len(_FIELDS) + 4).to_bytes(4, "big") + _FIELDS
+_END_S = 0.1
+
+
 class Proxy:
     """A Unix socket before a server's. `loses_answers`: nothing of the server's reaches the client;
-    `refuses`: a new connection is closed at once."""
+    `refuses`: a new connection is closed at once; `ends_after_commit`: the server seems to end the
+    connection behind its answer to the next COMMIT."""
 
     def __init__(self, folder: Path, server: Path) -> None:
         self._server = str(server / ".s.PGSQL.5432")
@@ -68,6 +77,7 @@ class Proxy:
         self._listener.listen()
         self.loses_answers = threading.Event()
         self.refuses = threading.Event()
+        self.ends_after_commit = threading.Event()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -91,6 +101,11 @@ class Proxy:
     def _pump(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                if is_answer and self.ends_after_commit.is_set() and b"COMMIT\0" in data:
+                    self.ends_after_commit.clear()
+                    target.sendall(data.removesuffix(_READY) + _SHUTDOWN)
+                    time.sleep(_END_S)  # libpq has the message before it sees the end
+                    break
                 if not (is_answer and self.loses_answers.is_set()):
                     target.sendall(data)
         for end in (source, target):
@@ -127,6 +142,20 @@ def open_through(proxy: Proxy, url: str) -> PostgresEngine:
         place, MANIFEST, compile_rules(MANIFEST), SystemClock(), node="far", wait_s=5.0,
         is_dev=True,
     )
+
+
+def test_connection_that_ends_behind_the_commit_costs_no_write(
+    writers: Writers, proxy: Proxy
+) -> None:
+    engine = open_through(proxy, writers.url)
+    writers.apply(engine, task(1))
+    proxy.ends_after_commit.set()
+    assert writers.codes(engine, task(2), task(3)) == [None, None]
+    assert not proxy.ends_after_commit.is_set()
+    assert writers.codes(engine, task(4)) == [None]
+    assert len(writers.events()) == 4
+    engine.close()
+
 
 
 def test_commit_whose_answer_was_lost_is_acknowledged_once(

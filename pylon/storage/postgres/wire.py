@@ -301,7 +301,9 @@ class BlockingSession:
                 return error
             if status in _FAILED:
                 error = error_of(result)
-                if self.is_broken:
+                # Without a statement that waits, the server has ended the connection in place of
+                # answering the Sync; libpq may not have read that end yet.
+                if self.is_broken or not pending:
                     raise error
             step, text = pending.popleft()
             if status in _FAILED or status == pq.ExecStatus.PIPELINE_ABORTED:
