@@ -126,6 +126,58 @@ class CsrfRejected(PylonError):
     status = 403
 
 
+class AccountLocked(PylonError):
+    """The credentials are right, and an administrator has locked the account.
+
+    Remedy: ask the operator, who unlocks it with pylonctl user unlock.
+    """
+
+    code = "ACCOUNT_LOCKED"
+    status = 403
+
+
+class TotpRequired(PylonError):
+    """The first proof of the sign-in is right, and the account also asks for a code. The error has
+    a `challenge`, the seconds until it expires, and the `methods` that answer it.
+
+    Remedy: ask the user for the code of their authenticator app or a backup code, and send it with
+    the challenge to POST /api/auth/totp/challenge.
+    """
+
+    code = "TOTP_REQUIRED"
+    status = 401
+
+
+class InvalidTotpCode(PylonError):
+    """The code is not that of the authenticator app now, was used before, or is no backup code.
+
+    Remedy: wait for the next code, and check the clock of the device.
+    """
+
+    code = "INVALID_TOTP_CODE"
+    status = 401
+
+
+class InvalidChallenge(PylonError):
+    """The challenge of a sign-in is unknown, has expired, was answered, or had five wrong codes.
+
+    Remedy: sign in again.
+    """
+
+    code = "INVALID_CHALLENGE"
+    status = 401
+
+
+class TotpNotEnrolled(PylonError):
+    """The account has no authenticator app.
+
+    Remedy: enrol one first: POST /api/auth/totp/enroll, then /verify with its code.
+    """
+
+    code = "TOTP_NOT_ENROLLED"
+    status = 400
+
+
 class SealBroken(PylonError):
     """A value that the server keeps encrypted does not open: its secret key is not here, or the
     value was changed in the database.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon.bus.identity import IdentityAnswer
-from workers.identity.flows import guests, providers
+from workers.identity.flows import guests, providers, totp, trusted_devices
 from workers.identity.identity import Call, Identity
 
 Flow = Callable[[Identity, Call], IdentityAnswer]
@@ -17,4 +17,12 @@ Flow = Callable[[Identity, Call], IdentityAnswer]
 ACTIONS: Final[dict[str, Flow]] = {
     "providers": providers.list_providers,
     "upgrade": guests.upgrade,
+    "totp_enroll": totp.enroll,
+    "totp_verify": totp.verify,
+    "totp_disable": totp.disable,
+    "totp_backup_codes": totp.regenerate_backup_codes,
+    "totp_challenge": totp.answer_challenge,
+    "trusted_devices": trusted_devices.list_trusted_devices,
+    "trusted_device_revoke": trusted_devices.revoke_trusted_device,
+    "trusted_devices_revoke": trusted_devices.revoke_trusted_devices,
 }

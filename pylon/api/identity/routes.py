@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pylon import errors
+from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.body_types import BodyType
 from pylon.config import Config
@@ -56,6 +57,10 @@ class IdentityRoute:
     takes_any_origin: bool = False
 
 
+TOTP_ERRORS: Final = (
+    errors.InvalidTotpCode, errors.MissingCode, errors.InvalidData, errors.RateLimited,
+)
+
 ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "POST", "/api/auth/upgrade", "upgrade", "anyone",
@@ -65,6 +70,46 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "GET", "/api/auth/providers", "providers", "anyone", "The sign-in providers",
         {200: list[dict[str, str]]},
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/totp/enroll", "totp_enroll", "session",
+        "Make a secret for an authenticator app, which waits for its first code",
+        {200: totp.EnrollAnswer}, totp.ENROLL, TOTP_ERRORS,
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/totp/verify", "totp_verify", "session",
+        "Take the first code of a secret, or prove who the caller is",
+        {200: totp.VerifyAnswer}, totp.VERIFY,
+        (*TOTP_ERRORS, errors.TotpNotEnrolled, errors.SessionExpired),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/totp/disable", "totp_disable", "fresh",
+        "Remove the authenticator app",
+        {200: totp.DisableAnswer}, totp.CODE,
+        (*TOTP_ERRORS, errors.TotpNotEnrolled, errors.ReauthRequired),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/totp/backup-codes/regenerate", "totp_backup_codes", "fresh",
+        "Make new backup codes", {200: totp.BackupCodesAnswer},
+        raises=(errors.TotpNotEnrolled, errors.ReauthRequired),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/totp/challenge", "totp_challenge", "anyone",
+        "Answer the challenge of a sign-in with a code",
+        {200: totp.SessionAnswer}, totp.CHALLENGE,
+        (*TOTP_ERRORS, errors.InvalidChallenge, errors.AccountLocked),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/trusted-devices", "trusted_devices", "session",
+        "The browsers that are not asked for a code", {200: totp.TrustedDevicesAnswer},
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/trusted-devices", "trusted_devices_revoke", "session",
+        "Trust no browser any more", {200: totp.RevokedAnswer},
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/trusted-devices/{device_id}", "trusted_device_revoke", "session",
+        "Trust one browser no more", {200: totp.RevokedAnswer}, raises=(errors.NotFound,),
     ),
 )
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}
