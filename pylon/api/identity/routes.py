@@ -63,7 +63,7 @@ TOTP_ERRORS: Final = (
 
 ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
-        "POST", "/api/auth/upgrade", "upgrade", "anyone",
+        "POST", "/api/auth/upgrade", "upgrade", "user",
         "Make a guest's session a user's; outside dev mode for admins only",
         {200: Upgraded}, UPGRADE, (errors.Forbidden, errors.MissingUserId, errors.UpgradeFailed),
     ),
