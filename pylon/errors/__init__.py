@@ -88,6 +88,7 @@ from pylon.errors.providers import (
     ProviderNotFound,
     RefreshFailed,
     UntrustedRedirect,
+    UserCreateFailed,
 )
 from pylon.errors.request import (
     BadUpgrade,
@@ -298,6 +299,7 @@ __all__ = [
     "UnknownParameter",
     "UntrustedRedirect",
     "UpgradeFailed",
+    "UserCreateFailed",
     "UserNotFound",
     "ValueTooLongToIndex",
     "WeakPassword",

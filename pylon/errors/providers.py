@@ -185,3 +185,15 @@ class ProviderKeysUnavailable(PylonError):
 
     code = "PROVIDER_KEYS_UNAVAILABLE"
     status = 502
+
+
+class UserCreateFailed(PylonError):
+    """A new user cannot be made: the manifest has no user entity, or one with a field that sign-in
+    does not fill.
+
+    Remedy: declare the entity of auth.user.entity; make its fields optional or give them defaults,
+    except email, displayName, emailVerified, avatarUrl and createdAt.
+    """
+
+    code = "USER_CREATE_FAILED"
+    status = 500

@@ -5,6 +5,7 @@
     actions     the table of actions, and the flow of each
     flows       the flows, a module for each family
     identity    the services that every flow gets
+    accounts    whose an address is, new users, proof of a mailbox
     hashing     password hashes in threads
     providers   sign-in by OAuth 2 and OpenID Connect
 """
