@@ -10,9 +10,10 @@ import orjson
 import pytest
 
 from pylon import limits
+from pylon.api.data.changes import make_insert
 from pylon.auth.tokens import session_id_of
 from pylon.auth.transactions import carry_out
-from pylon.auth_context import AuthContext
+from pylon.auth_context import ADMIN, AuthContext
 from pylon.bus.identity import CallFacts
 from pylon.bus.messages import SessionRevoked
 from pylon.errors import UniqueViolation
@@ -21,6 +22,8 @@ from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import field, sign_in_app
 from workers.identity.carry_jobs import carry_out_jobs
 from workers.identity.carry_over import Carry, plan_carry
+from workers.identity.identity import Call
+from workers.identity.sign_in import finish_sign_in
 
 pytestmark = pytest.mark.stores
 
@@ -203,6 +206,58 @@ def test_a_row_that_conflicts_meanwhile_refuses_the_transaction_and_a_new_plan_s
     assert left is not None and left.extra() == {
         "carried": {"moved": 0, "skipped": 0, "pending": 1}
     }
+
+
+def finish(stage: ApiStage, token: str | None, steps: list[Any] | None = None) -> Any:
+    facts = CallFacts() if token is None else facts_of(stage, token)
+    answer = finish_sign_in(
+        stage.identity, Call(b"", {}, facts), USER, "password", steps or []
+    )
+    return orjson.loads(answer.body)
+
+
+def test_every_sign_in_of_a_guest_carries_and_says_so(stage: ApiStage) -> None:
+    token = stage.guest()
+    guest = facts_of(stage, token).auth.user_id
+    task = insert(stage, "Task", title="mine", authorId=guest)
+    assert "carried" not in finish(stage, None)
+    signed_in = finish(stage, token)
+    assert signed_in["carried"] == {"moved": 1, "skipped": 0}
+    assert rows(stage, "Task")[task]["authorId"] == USER
+    assert stage.signals == [SessionRevoked(session_id_of(token))]
+    me = stage.call("GET", "/api/auth/me", token=signed_in["token"]).json
+    assert me["user_id"] == USER and "is_guest" not in me
+
+
+def test_a_sign_in_whose_rows_change_meanwhile_plans_again(
+    stage: ApiStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = stage.guest()
+    guest = facts_of(stage, token).auth.user_id
+    gone = insert(stage, "Task", title="goes", authorId=guest)
+    insert(stage, "Mark", list="a", userId=guest)
+    submit = stage.writer.submit
+
+    def change_first(op: Any) -> Any:
+        monkeypatch.setattr(stage.writer, "submit", submit)
+        insert(stage, "Mark", list="a", userId=USER)
+        stage.call("DELETE", f"/api/entities/Task/{gone}", token=ADMIN_TOKEN)
+        return submit(op)
+
+    monkeypatch.setattr(stage.writer, "submit", change_first)
+    assert finish(stage, token)["carried"] == {"moved": 0, "skipped": 1}
+
+
+def test_an_error_of_the_sign_in_itself_is_raised_to_its_flow(stage: ApiStage) -> None:
+    token = stage.guest()
+    insert(stage, "Mark", list="a", userId=USER)
+    entity = stage.identity.app.manifest.by_name["Mark"]
+    again = make_insert(
+        stage.identity.app, entity, ADMIN, {"list": "a", "userId": USER, "stars": None}
+    )
+    with pytest.raises(UniqueViolation):
+        finish(stage, token, [again])
+    assert stage.call("GET", "/api/auth/me", token=token).json["is_guest"]
 
 
 # --- POST /api/auth/upgrade ----------------------------------------------------------------

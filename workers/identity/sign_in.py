@@ -21,17 +21,22 @@ import msgspec
 from pylon import limits
 from pylon.auth.audit import audit_step
 from pylon.auth.keys import hash_token
+from pylon.auth.revocation import announced, ended_families
 from pylon.auth.transactions import Step, carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
+from pylon.bus.messages import SessionRevoked
 from pylon.errors import (
     AccountLocked,
     InvalidChallenge,
     InvalidTotpCode,
+    NotFound,
     RecordConflict,
     TotpRequired,
     Unavailable,
+    UniqueViolation,
 )
 from pylon.storage.auth_ops import CheckRecords, Condition, PutRecord, SetRecords
+from workers.identity.carry_over import plan_carry
 from workers.identity.identity import Call, Identity
 from workers.identity.second_factor import Factors, accept_code, count_attempt, read_factors
 from workers.identity.trusted_devices import NewDevice, random_token, trust_device, trusted_check
@@ -189,7 +194,7 @@ def _ask(
     """Store a challenge, and raise it."""
     challenge = _PREFIX + random_token(identity)
     now_s = identity.now_s()
-    carry_out(identity.writer.submit, [
+    _carry_out(identity, [
         *steps, CheckRecords("users", _locked(user_id), 0),
         PutRecord("tokens", {
             "hash": hash_token(challenge), "purpose": CHALLENGE, "user_id": user_id,
@@ -207,8 +212,9 @@ def _store_session(
     identity: Identity, call: Call, user_id: str, methods: Sequence[str], steps: Sequence[Step],
     extra: Mapping[str, Any], device: NewDevice | None = None,
 ) -> IdentityAnswer:
+    """Store the session. If the caller is a guest, their rows become the user's."""
     session = identity.issuer.issue(user_id, device=call.facts.device, methods=methods)
-    carry_out(identity.writer.submit, [
+    used = [
         *steps, CheckRecords("users", _locked(user_id), 0), session.put,
         SetRecords(
             "users", [Condition("user_id", "=", user_id)],
@@ -216,9 +222,27 @@ def _store_session(
         ),
         *([] if device is None else [device.put]),
         audit_of(identity, call, "sign_in", user_id, metadata={"methods": list(methods)}),
-    ])
+    ]
     body = {
         "token": session.token, "user_id": user_id, "expires_at": session.put.expires_at_s, **extra
     }
+    for tries_left in reversed(range(_TRIES)):
+        carry = plan_carry(identity, call.facts, user_id, moves_rows=tries_left > 0)
+        try:
+            _carry_out(identity, used if carry is None else [*used, *carry.steps])
+        except (NotFound, UniqueViolation):
+            if carry is None or not tries_left:  # not one of the guest's rows
+                raise
+            continue  # a row of the guest has changed meanwhile: read them again
+        if carry is not None:
+            body.update(carry.extra())
+        break
     cookies = () if device is None else (device.cookie,)
     return json_answer(body, session_token=session.token, cookies=cookies)
+
+
+def _carry_out(identity: Identity, steps: Sequence[Step]) -> None:
+    """Carry the steps out, and tell the other processes which sessions they have ended."""
+    families = ended_families(carry_out(identity.writer.submit, steps))
+    for family in announced(families):
+        identity.send_signal(SessionRevoked(family))
