@@ -132,6 +132,7 @@ PLANS_WATCHED: Final = 1_000  # shapes of queries that a worker has judged by th
 SLOW_STATEMENTS: Final = 1_024  # known to need the thread pool, for each worker process
 LIST_BYTES: Final = 32 * 1024 * 1024  # the rows of one list, query or graph
 QUERY_CACHE_BYTES: Final = 2 * 1024 * 1024  # cached until the next commit, for each kind of answer
+KEY_READS_OF_STATEMENT: Final = 64  # of PostgreSQL, by their ids
 POINT_READS_WAITING: Final = 1_024  # of a worker, for PostgreSQL
 POINT_READ_TIMEOUT_S: Final = 1.0  # a slower one is run again as a long read
 SHORT_SCAN_S: Final = 0.05  # a longer list or query moves to a connection for long reads

@@ -11,13 +11,15 @@ statement that runs into the server's limit (that of `connect`) delays all behin
 refuses its text for the next `_SLOW_S` (`PipeRefused`), as it refuses all that needs a connection
 for itself, such as a transaction; the caller then runs the read on a scanner.
 
+Reads of rows by their ids wait for the end of the turn, and become one statement (`key_reads`). If
+that fails, the pipe asks each of them alone; if it runs into the limit, no read of it goes again.
+
 Invariants: each greenlet gets its own result, or an error. A greenlet that is killed while it waits
 gets nothing, and the pipe drops its result. While the connection is lost each call fails at once
-with OperationalError, and so does each waiting one. A greenlet connects anew, after pauses of at
-most 0.1 to 5 s with full jitter. A server that answers nothing for `limits.POINT_STALL_S` counts as
-lost. Bounds: `limits.POINT_READS_WAITING` statements wait; the next one fails with Unavailable.
-Metrics: pylon_admission_queue_length and pylon_admission_refused_total with the name of the queue,
-pylon_database_connections_lost_total. Called by `store` and `short_reads`.
+with OperationalError, and so does each waiting one; `pipe_link` makes a new one. A server that
+answers nothing for `limits.POINT_STALL_S` counts as lost. Bounds: `limits.POINT_READS_WAITING`
+greenlets wait; the next one fails with Unavailable. Metrics: pylon_admission_queue_length and
+pylon_admission_refused_total with the name of the queue. Called by `store` and `short_reads`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import gevent
 import psycopg
@@ -34,32 +36,25 @@ from greenlet import getcurrent, greenlet
 from psycopg import errors, pq
 from psycopg.pq.abc import PGconn, PGresult
 
-from pylon import limits, log
+from pylon import limits
 from pylon.clock import Clock, RandomSource
 from pylon.errors import Unavailable
-from pylon.metrics.families import ADMISSION_REFUSED, ADMISSION_WAITING, DATABASE_LOST
+from pylon.metrics.families import ADMISSION_REFUSED, ADMISSION_WAITING
+from pylon.storage.postgres.key_reads import KeyGroup, KeyRead, KeyStatement, Row, row_of
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
-from pylon.storage.postgres.prepared import (
-    PreparedStatements,
-    error_of,
-    is_outdated,
-    send_statement,
-)
+from pylon.storage.postgres.pipe_link import PipeLink
+from pylon.storage.postgres.prepared import error_of, is_outdated, send_statement
 from pylon.storage.postgres.statements import PipelineOutcome, Statement
 from pylon.storage.postgres.wire import BlockingSession
 
 T = TypeVar("T")
 
-_READ: Final = 1  # events of gevent's watchers
-_WRITE: Final = 2
 _SLOW_S: Final = 10.0
 _TEXTS_KEPT: Final = 256  # of those that failed, and of those that were slow
 _ATTEMPTS: Final = 3  # of a statement whose preparation no longer fits the schema
-_PAUSE_FIRST_S: Final = 0.1
-_PAUSE_MAX_S: Final = 5.0
-_LONGEST_BACKOFF: Final = 6  # 0.1 s * 2**6 is above the longest pause
 
-_log = log.get_logger("database")
+# The statement of a key read, and the parameters behind its key as they are sent.
+_GroupKey: TypeAlias = tuple[str, tuple[bytes | None, ...]]
 
 
 class PipeRefused(Exception):
@@ -73,14 +68,20 @@ class PipeRefused(Exception):
 
 
 class _Question:
-    """A statement that waits for its result."""
+    """A statement that waits for its result; `readers` greenlets wait for it.
 
-    __slots__ = ("attempts", "error", "greenlet", "leading", "parameters", "result", "text")
+    `waiter` is called in the hub when it has a result or an error.
+    """
 
-    def __init__(self, text: str, parameters: Sequence[Parameter]) -> None:
+    __slots__ = (
+        "attempts", "error", "leading", "parameters", "readers", "result", "text", "waiter",
+    )
+
+    def __init__(self, text: str, parameters: Sequence[Parameter], readers: int = 1) -> None:
         self.text = text
         self.parameters = parameters
-        self.greenlet: greenlet | None = None
+        self.readers = readers
+        self.waiter: Callable[[_Question], object] | None = None
         self.result: PGresult | None = None
         self.error: Exception | None = None
         self.attempts = 0
@@ -103,27 +104,20 @@ class Pipe:
             connect: opens the connection, with the limits of its session; may switch greenlets.
             queue: the label of its metrics.
         """
-        self._connect = connect
         self._clock = clock
-        self._random = random
-        self._session: BlockingSession | None = None
-        self._pgconn: PGconn | None = None
-        self._prepared = PreparedStatements()
         self._hub: Hub = gevent.get_hub()
-        self._watches: tuple[Any, Any] | None = None  # of the socket: readable, writable
+        self._link = PipeLink(connect, random, self._on_readable, self._on_writable)
         self._timer = self._hub.loop.timer(
             limits.POINT_STALL_S, limits.POINT_STALL_S, ref=False
         )
         self._is_timed = False
         self._has_progress = False  # since the last call of the timer
         self._sent: deque[_Question | None] = deque()  # in order; None: a Sync
-        self._waiting = 0
+        self._groups: dict[_GroupKey, KeyGroup] = {}  # of this turn
+        self._waiting = 0  # greenlets
         self._is_flush_due = False
         self._failing: dict[str, None] = {}  # texts that get a Sync of their own
         self._slow: dict[str, float] = {}  # texts that the pipe refuses, and until when
-        self._reconnector: gevent.Greenlet | None = None
-        self._has_lost = False  # a connection, since the last one was made by `_reconnect`
-        self._is_closed = False
         self._waiting_gauge = ADMISSION_WAITING.labels(queue)
         self._refused = ADMISSION_REFUSED.labels(queue)
 
@@ -132,7 +126,7 @@ class Pipe:
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection, as far as is known."""
-        return self._pgconn is not None
+        return self._link.pgconn is not None
 
     def open(self) -> None:
         """Connect. May switch greenlets.
@@ -140,35 +134,20 @@ class Pipe:
         Raises:
             psycopg.Error: the server cannot be reached; nothing tries again.
         """
-        session = self._connect()
-        if self._is_closed:  # meanwhile
-            session.close()
-            return
-        pgconn = session.conn.pgconn
-        pgconn.enter_pipeline_mode()
-        loop = self._hub.loop
-        readable, writable = loop.io(pgconn.socket, _READ), loop.io(pgconn.socket, _WRITE)
-        self._session, self._pgconn = session, pgconn
-        self._prepared = session.prepared
-        self._watches = readable, writable
-        readable.start(self._on_readable)
+        self._link.open()
 
     def open_later(self) -> None:
         """Have a greenlet connect, if there is no connection and none is being made."""
-        if self._pgconn is None and self._reconnector is None and not self._is_closed:
-            self._reconnector = gevent.spawn(self._reconnect)
+        self._link.open_later()
 
     def drop_idle(self) -> None:
         """Close the connection until `open_later`, if nothing waits. Never switches."""
-        if not self._sent:
-            self._drop()
+        if not self._sent and not self._groups:
+            self._link.drop()
 
     def close(self) -> None:
         """Close the connection for good. Idempotent."""
-        self._is_closed = True
-        if self._reconnector is not None:
-            self._reconnector.kill(block=False)
-        self._drop()
+        self._link.close()
         self._timer.stop()
         self._fail_all("the reads of this process have ended")
 
@@ -190,7 +169,7 @@ class Pipe:
             try:
                 self._wait(question)
             finally:
-                question.greenlet = None
+                question.waiter = None
         if question.error is not None:
             raise question.error
         assert question.result is not None
@@ -216,7 +195,7 @@ class Pipe:
                     self._wait(question)
         finally:
             for question in questions:
-                question.greenlet = None
+                question.waiter = None
         results: list[PGresult] = []
         for question in questions:
             if question.result is None:
@@ -227,37 +206,76 @@ class Pipe:
             results.append(question.result)
         return PipelineOutcome(results, None)
 
+    def read_by_key(
+        self, statement: KeyStatement, key: str, parameters: Sequence[Parameter] = ()
+    ) -> Row | None:
+        """See `Session` and `execute`. Reads of one turn are sent as one statement."""
+        values, formats = encode_parameters((key, *parameters))
+        if formats is not None:  # a binary value, which equal texts would not tell apart
+            return row_of(self.execute(statement.one, (key, *parameters)))
+        assert values is not None and values[0] is not None
+        self._check(statement.one)
+        name = statement.one, tuple(values[1:])
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = KeyGroup(statement, name[1])
+            self._flush_later()
+        read = KeyRead(values[0], self._current().switch)
+        group.reads.append(read)
+        self._waiting += 1
+        try:
+            self._hub.switch()
+        finally:
+            read.waiter = None
+        if read.error is not None:
+            raise read.error
+        return read.row
+
     # --- Sending -------------------------------------------------------------------------
 
     def _ask(self, text: str, parameters: Sequence[Parameter]) -> _Question:
         if text.startswith("BEGIN"):
             raise PipeRefused
-        if self._slow and text in self._slow:
-            if self._slow[text] > self._clock.monotonic_s():
-                raise PipeRefused
-            del self._slow[text]
-        if self._pgconn is None:
-            raise psycopg.OperationalError("the database is not available")
-        if self._waiting >= limits.POINT_READS_WAITING:
-            self._refused.inc()
-            raise Unavailable(
-                "Too many reads wait for the database", hint="Try again in a moment"
-            )
+        pgconn = self._check(text)
         question = _Question(text, parameters)
         try:
-            self._send(self._pgconn, question)
+            self._send(pgconn, question)
         except psycopg.OperationalError as error:
             self._lose(str(error))
             raise
         self._waiting += 1
         return question
 
+    def _check(self, text: str) -> PGconn:
+        """Return the connection for a statement. Raises: as `execute`."""
+        if self._slow and self._is_slow(text):
+            raise PipeRefused
+        pgconn = self._link.pgconn
+        if pgconn is None:
+            raise psycopg.OperationalError("the database is not available")
+        if self._waiting >= limits.POINT_READS_WAITING:
+            self._refused.inc()
+            raise Unavailable(
+                "Too many reads wait for the database", hint="Try again in a moment"
+            )
+        return pgconn
+
+    def _is_slow(self, text: str) -> bool:
+        until_s = self._slow.get(text)
+        if until_s is None:
+            return False
+        if until_s > self._clock.monotonic_s():
+            return True
+        del self._slow[text]
+        return False
+
     def _send(self, pgconn: PGconn, question: _Question) -> None:
         text = question.text
-        name = self._prepared.find(text)
+        prepared = self._link.prepared
+        name = prepared.find(text)
         if name is None:
             pending: deque[Any] = deque()
-            send_statement(pgconn, self._prepared, text, question.parameters, pending)
+            send_statement(pgconn, prepared, text, question.parameters, pending)
             question.leading = len(pending) - 1
         else:
             values, formats = encode_parameters(question.parameters)
@@ -267,6 +285,9 @@ class Pipe:
         if text in self._failing:
             pgconn.pipeline_sync()
             self._sent.append(None)
+        self._flush_later()
+
+    def _flush_later(self) -> None:
         if not self._is_flush_due:
             self._is_flush_due = True
             self._hub.loop.run_callback(self._flush)
@@ -274,26 +295,56 @@ class Pipe:
             self._is_timed = self._has_progress = True
             self._timer.start(self._check_progress)
 
-    def _send_again(self, pgconn: PGconn, question: _Question) -> None:
-        """Send a question anew that was answered without a result.
+    def _send_groups(self, pgconn: PGconn) -> None:
+        """Send the key reads of this turn. Raises: as `_send_all`."""
+        groups, self._groups = self._groups, {}
+        questions = []
+        for group in groups.values():
+            is_slow = bool(self._slow) and self._is_slow(group.statement.many)
+            for part in group.parts(1 if is_slow else limits.KEY_READS_OF_STATEMENT):
+                questions.append(self._question_of(part))
+        self._send_all(pgconn, questions)
+
+    def _question_of(self, group: KeyGroup) -> _Question:
+        question = _Question(*group.question(), len(group.reads))
+        question.waiter = partial(self._answer_group, group)
+        return question
+
+    def _answer_group(self, group: KeyGroup, question: _Question) -> None:
+        """Give the reads of a group their rows, or ask each alone."""
+        error, pgconn = question.error, self._link.pgconn
+        if error is None:
+            assert question.result is not None
+            group.give_rows(question.result)
+        elif pgconn is None or len(group.reads) == 1 or isinstance(error, PipeRefused):
+            group.give_error(error)
+        else:  # the row of one read may have caused it
+            questions = [self._question_of(part) for part in group.parts(1)]
+            self._waiting += len(questions)
+            self._send_all(pgconn, questions)
+
+    def _send_all(self, pgconn: PGconn, questions: Sequence[_Question]) -> None:
+        """Send questions.
 
         Raises:
-            psycopg.OperationalError: the connection is lost; the question is among those that fail.
+            psycopg.OperationalError: the connection is lost; all are among those that fail.
         """
-        try:
-            self._send(pgconn, question)
-        except psycopg.OperationalError:
-            if question not in self._sent:
-                self._sent.append(question)
-            raise
+        for number, question in enumerate(questions):
+            try:
+                self._send(pgconn, question)
+            except psycopg.OperationalError:
+                self._sent.extend(rest for rest in questions[number:] if rest not in self._sent)
+                raise
 
     def _flush(self) -> None:
         """Send the statements of this turn."""
         self._is_flush_due = False
-        pgconn = self._pgconn
+        pgconn = self._link.pgconn
         if pgconn is None:
             return
         try:
+            if self._groups:
+                self._send_groups(pgconn)
             if self._sent and self._sent[-1] is not None:
                 pgconn.pipeline_sync()
                 self._sent.append(None)
@@ -303,15 +354,10 @@ class Pipe:
         self._waiting_gauge.set(self._waiting)
 
     def _send_rest(self, pgconn: PGconn) -> None:
-        assert self._watches is not None
-        writable = self._watches[1]
-        if pgconn.flush():
-            writable.start(self._on_writable)
-        elif writable.active:
-            writable.stop()
+        self._link.watch_writable(bool(pgconn.flush()))
 
     def _on_writable(self) -> None:
-        pgconn = self._pgconn
+        pgconn = self._link.pgconn
         if pgconn is None:
             return
         try:
@@ -322,13 +368,16 @@ class Pipe:
     # --- Receiving -----------------------------------------------------------------------
 
     def _wait(self, question: _Question) -> None:
-        current = getcurrent()
-        assert current is not self._hub, "a callback of the event loop must not wait"
-        question.greenlet = current
+        question.waiter = self._current().switch
         self._hub.switch()
 
+    def _current(self) -> greenlet:
+        current = getcurrent()
+        assert current is not self._hub, "a callback of the event loop must not wait"
+        return current
+
     def _on_readable(self) -> None:
-        pgconn = self._pgconn
+        pgconn = self._link.pgconn
         if pgconn is None:
             return
         sent = self._sent
@@ -342,12 +391,12 @@ class Pipe:
                     self._take(pgconn, result)
                 elif pgconn.status == pq.ConnStatus.BAD:
                     self._lose("the server closed the connection")
-                if self._pgconn is not pgconn:
+                if self._link.pgconn is not pgconn:
                     return
             if not sent and pgconn.status == pq.ConnStatus.BAD:
                 self._lose("the server closed the connection")
         except psycopg.OperationalError as error:
-            if self._pgconn is pgconn:
+            if self._link.pgconn is pgconn:
                 self._lose(str(error))
         self._waiting_gauge.set(self._waiting)
 
@@ -367,21 +416,21 @@ class Pipe:
                 question.leading -= 1
                 return
             sent.popleft()
-            self._waiting -= 1
+            self._waiting -= question.readers
             question.result = result
             self._wake(question)
         elif status == pq.ExecStatus.PIPELINE_ABORTED:
             # Of a statement that failed while it was prepared, or of another one of the turn.
             if question.leading:
-                self._prepared.discard(question.text)
+                self._link.prepared.discard(question.text)
                 question.leading -= 1
                 return
             sent.popleft()
             if question.error is not None:
-                self._waiting -= 1
+                self._waiting -= question.readers
                 self._wake(question)
             else:
-                self._send_again(pgconn, question)
+                self._send_all(pgconn, (question,))
         else:
             self._fail(pgconn, question, error_of(result))
 
@@ -391,7 +440,7 @@ class Pipe:
             return
         _keep(self._failing, question.text, None)
         if question.leading:  # its other results follow, aborted
-            self._prepared.discard(question.text)
+            self._link.prepared.discard(question.text)
             question.leading -= 1
             question.error = error
             return
@@ -400,10 +449,10 @@ class Pipe:
         if is_outdated(error) and question.attempts < _ATTEMPTS:
             # A migration changed a table. The old statement stays in the server until the
             # connection closes.
-            self._prepared.discard(question.text)
-            self._send_again(pgconn, question)
+            self._link.prepared.discard(question.text)
+            self._send_all(pgconn, (question,))
             return
-        self._waiting -= 1
+        self._waiting -= question.readers
         if isinstance(error, errors.QueryCanceled):
             _keep(self._slow, question.text, self._clock.monotonic_s() + _SLOW_S)
             question.error = PipeRefused(was_slow=True)
@@ -412,9 +461,9 @@ class Pipe:
         self._wake(question)
 
     def _wake(self, question: _Question) -> None:
-        waiter, question.greenlet = question.greenlet, None
+        waiter, question.waiter = question.waiter, None
         if waiter is not None:
-            waiter.switch()
+            waiter(question)
 
     # --- Loss of the connection ------------------------------------------------------------
 
@@ -428,53 +477,24 @@ class Pipe:
 
     def _lose(self, reason: str) -> None:
         """Fail all that waits, and connect anew. Does not switch greenlets."""
-        if self._pgconn is None:
+        if self._link.pgconn is None:
             return
         lines = reason.strip().splitlines() or ["the connection is lost"]
-        _log.warning("database.connection_lost", error=lines[0], reads=self._waiting)
-        DATABASE_LOST.inc()
-        self._has_lost = True
-        self._drop()
+        self._link.lose(lines[0], self._waiting)
         self._fail_all(lines[0])
-        self.open_later()
-
-    def _drop(self) -> None:
-        session, self._session, self._pgconn = self._session, None, None
-        watches, self._watches = self._watches, None
-        if watches is not None:
-            for watch in watches:
-                watch.stop()
-                watch.close()
-        if session is not None:
-            session.close()
+        self._link.open_later()
 
     def _fail_all(self, reason: str) -> None:
         failed = [question for question in self._sent if question is not None]
+        failed += [self._question_of(group) for group in self._groups.values()]
         self._sent.clear()
+        self._groups.clear()
         self._waiting = 0
         self._waiting_gauge.set(0)
         for question in failed:
             question.error = psycopg.OperationalError(reason)
             # In a callback: the caller may be a greenlet that cannot switch now.
-            self._hub.loop.run_callback(partial(self._wake, question))
-
-    def _reconnect(self) -> None:
-        failures = 0
-        while not self._is_closed:
-            longest_s = min(_PAUSE_MAX_S, _PAUSE_FIRST_S * 2 ** min(failures, _LONGEST_BACKOFF))
-            if failures or self._has_lost:
-                gevent.sleep(self._random.uniform(0.0, longest_s))
-            try:
-                self.open()
-            except psycopg.Error as error:
-                failures += 1
-                if failures == 1:
-                    _log.warning("database.unreachable", error=str(error).strip())
-                continue
-            if failures or self._has_lost:
-                _log.info("database.connected", attempts=failures + 1)
-            self._reconnector, self._has_lost = None, False
-            return
+            self._hub.loop.run_callback(self._wake, question)
 
 
 def _keep(texts: dict[str, T], text: str, value: T) -> None:

@@ -38,8 +38,9 @@ from pylon.storage.postgres.aggregate import aggregates_of, value_decoder
 from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.graph import graphs_of
+from pylon.storage.postgres.key_reads import KeyStatement, Row
 from pylon.storage.postgres.parameters import bytea_of
-from pylon.storage.postgres.reads import EntityReads, bounded, counted
+from pylon.storage.postgres.reads import VERSION, EntityReads, bounded, counted, select_by_id
 from pylon.storage.postgres.sequences import HEAD
 from pylon.storage.postgres.statements import Session
 from pylon.storage.postgres.system_reads import rows_of, text_of
@@ -100,28 +101,20 @@ class PostgresReader:
         reads = self._by_name.get(entity)
         if reads is None:
             raise _unknown(entity)
-        try:
-            result = self._execute(reads.get, (row_id,))
-        except errors.CharacterNotInRepertoire:  # no row has such an id
-            return None
-        except psycopg.Error as error:
-            raise translate(error) from error
-        return result.get_value(0, 0) if result.ntuples else None
+        row = self._row(reads.get, row_id)
+        return None if row is None else row[0]
 
     def get_version(
         self, entity: str, row_id: str, allowed: Predicate = TRUE
     ) -> tuple[bytes, int | None] | None:
         reads = self._reads(entity)
-        text = reads.get_version
-        params: tuple[object, ...] = (row_id,)
-        if allowed is not TRUE:
+        if allowed is TRUE:
+            row = self._row(reads.get_version, row_id)
+        else:
             where = reads.compile_rule(allowed)
-            text, params = f"{text} AND ({where.sql})", (row_id, *where.params)
-        result = self._select(numbered(text), params)
-        if result is None or not result.ntuples:
-            return None
-        row, seq = result.get_value(0, 0), result.get_value(0, 1)
-        return row or b"", None if seq is None else int(seq)
+            statement = select_by_id(reads.table, VERSION, where.sql)
+            row = self._row(statement, row_id, where.params)
+        return None if row is None else (row[0] or b"", None if row[1] is None else int(row[1]))
 
     def lookup(
         self, entity: str, field: str, value: Scalar, allowed: Predicate = TRUE
@@ -429,6 +422,17 @@ class PostgresReader:
         """Carry out a statement that finds rows by a key; None if no key can be such a text."""
         try:
             return self._execute(text, params)
+        except errors.CharacterNotInRepertoire:
+            return None
+        except psycopg.Error as error:
+            raise _failed(error) from error
+
+    def _row(
+        self, statement: KeyStatement, row_id: str, params: Sequence[Any] = ()
+    ) -> Row | None:
+        """Return a row by its id; None if no id can be such a text."""
+        try:
+            return self._session.read_by_key(statement, row_id, params)
         except errors.CharacterNotInRepertoire:
             return None
         except psycopg.Error as error:

@@ -6,8 +6,10 @@ They select rows as the JSON texts stored beside their columns. Called by `reade
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
+from pylon import limits
 from pylon.manifest.model import Entity, Index
 from pylon.query.conditions import and_, compare, guarded
 from pylon.query.operands import CONVERTED, value_of_text
@@ -16,6 +18,7 @@ from pylon.query.rows import Query
 from pylon.schema.columns import fold_column, fold_fields
 from pylon.storage.core.names import quote
 from pylon.storage.postgres.dialect import numbered
+from pylon.storage.postgres.key_reads import KeyStatement
 from pylon.storage.postgres.search import RELEVANCE, match_expression, relevance_of
 from pylon.storage.sql.clause import SqlClause
 from pylon.storage.sql.compiler import CompiledCache, PredicateCompiler
@@ -23,6 +26,7 @@ from pylon.storage.sql.page_sql import PageColumn, order_by, select_page, select
 from pylon.storage.sql.predicate_sql import Dialect
 from pylon.values import fold_case
 
+VERSION: Final = "_json, _seq"
 _ROW: Final = PageColumn("_json", "_j")
 
 
@@ -38,8 +42,8 @@ class EntityReads:
         self._dialect = dialect
         self.entity = entity
         self.table = quote(entity.name)
-        self.get = f"SELECT _json FROM {self.table} WHERE id = $1"
-        self.get_version = f"SELECT _json, _seq FROM {self.table} WHERE id = ?"
+        self.get = select_by_id(self.table, "_json")
+        self.get_version = select_by_id(self.table, VERSION)
         self.has_row = f"SELECT EXISTS (SELECT 1 FROM {self.table} WHERE "
         self._folds = {field.name: fold_column(field) for field in fold_fields(entity)}
         self._unique = frozenset([
@@ -92,6 +96,31 @@ class EntityReads:
             select_span(self.table, columns, clause.sql, order, "LIMIT ? OFFSET ?", False),
             (*ordered, *clause.params, query.limit, query.offset), clause.cost,
         )
+
+
+@lru_cache(maxsize=limits.READ_RULES_KEPT)
+def select_by_id(table: str, columns: str, condition: str | None = None) -> KeyStatement:
+    """Return the SELECT of rows by their ids, of those that fulfil a condition.
+
+    The server finds the rows of many ids first, in a subquery of their own: its planner must not
+    take the index of another column, of which one value may have most of the rows. PERF: the server
+    plans a statement again for each short array that it sees, for 30 us; it does not see into a
+    SELECT of the parameter.
+
+    Args:
+        table: its quoted name.
+        condition: with marks ``?``.
+    """
+    one = f"SELECT {columns} FROM {table} WHERE id = ?"
+    found = f"FROM {table} WHERE id = ANY ((SELECT ?::text[])::text[])"
+    if condition is None:
+        return KeyStatement(numbered(one), numbered(f"SELECT id, {columns} {found}"))
+    return KeyStatement(
+        numbered(f"{one} AND ({condition})"),
+        numbered(
+            f"SELECT id, {columns} FROM (SELECT * {found} OFFSET 0) AS {table} WHERE {condition}"
+        ),
+    )
 
 
 def bounded(select: SqlClause, row_bytes: int) -> tuple[str, tuple[object, ...]]:

@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from pylon.storage.postgres.key_reads import KeyStatement, Row
 from pylon.storage.postgres.parameters import Parameter
 
 Statement: TypeAlias = tuple[str, Sequence[Parameter]]
@@ -47,6 +48,17 @@ class Session(Protocol):
     ) -> PipelineOutcome:
         """Carry out statements in one flush up to the first that fails. Raises nothing of
         psycopg."""
+
+    def read_by_key(
+        self, statement: KeyStatement, key: str, parameters: Sequence[Parameter] = ()
+    ) -> Row | None:
+        """Return the row with a key, without the key.
+
+        Args:
+            parameters: those behind the key.
+
+        Raises: as `execute`.
+        """
 
 
 @dataclass(frozen=True, slots=True)

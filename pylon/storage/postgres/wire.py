@@ -29,6 +29,7 @@ from psycopg import errors, pq
 from psycopg.pq.abc import PGconn, PGresult
 
 from pylon.clock import Clock, SystemClock
+from pylon.storage.postgres.key_reads import KeyStatement, Row, row_of
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
 from pylon.storage.postgres.prepared import (
     STATEMENTS_KEPT,
@@ -142,6 +143,12 @@ class BlockingSession:
             self._run([("ROLLBACK", ())], deadline_s)
         self.forget_statements(self._left_s(deadline_s))
         return self._run(statements, deadline_s)
+
+    def read_by_key(
+        self, statement: KeyStatement, key: str, parameters: Sequence[Parameter] = ()
+    ) -> Row | None:
+        """See `Session`."""
+        return row_of(self.execute(statement.one, (key, *parameters)))
 
     def execute_script(self, script: str, *, timeout_s: float | None = None) -> list[PGresult]:
         """Carry out any number of statements, separated by `;`, without parameters. Without a BEGIN
