@@ -8,7 +8,8 @@
 # make test-newest-postgres  the contract of a store and whole servers on the newest PostgreSQL here
 # make test-fast   the part of it that starts no processes, with a fifth of the random examples: < 1 min
 # make test-tools  install the programs that some tests use (Debian, as root)
-# make check       ruff, and mypy --strict
+# make check       ruff, mypy --strict, and bandit (.ci/bandit.yaml)
+# make audit       pip-audit: known vulnerabilities of the packages in .venv
 # make bench       a short form of all load tools, into bench/results/local/, and how it compares
 # make clean       remove everything that the others made
 
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check bench clean
+.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check audit bench clean
 
 setup: $(VENV)/installed
 
@@ -75,9 +76,16 @@ test-newest-postgres: $(VENV)/installed-test
 test-fast: $(VENV)/installed-test
 	TEST_EXAMPLES=few $(UNMARKED)
 
+BANDIT := $(BIN)/bandit -q -ll -c .ci/bandit.yaml -r
+
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BANDIT) pylon workers supervisor -x pylon/storage
+	$(BANDIT) pylon/storage -s B608
+
+audit: $(VENV)/installed-test
+	$(BIN)/python .ci/audit.py
 
 test-tools:
 	@command -v apt-get >/dev/null || { \

@@ -160,7 +160,7 @@ def cluster_url(raw: str) -> str:
     host, port = _host_of(parts), _port_of(parts)
     if port is None or parts.path or parts.query or parts.fragment or parts.username is not None:
         raise ValueError("expected tcp://host:port, and no more")
-    if host in ("0.0.0.0", "[::]"):
+    if host in ("0.0.0.0", "[::]"):  # nosec B104 # it is refused
         raise ValueError("other nodes cannot connect to that: name the address of this machine")
     return f"tcp://{host}:{port}"
 

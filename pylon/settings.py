@@ -101,7 +101,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "normal: survives the death of every process; full: also loss of power."),
     Setting("PYLON_SEED", "seed", _text, None,
             "A JSON file {Entity: [rows]} that is inserted once, into an empty database."),
-    Setting("PYLON_BIND", "bind", address, "0.0.0.0",
+    Setting("PYLON_BIND", "bind", address, "0.0.0.0",  # nosec B104 # a server; dev: loopback
             "Address that all ports listen on.", dev_default="127.0.0.1"),
     Setting("PYLON_PORT", "port", _int(1, 65535), "4321",
             "HTTP port P; the others default to P+1, P+2 and P+3."),

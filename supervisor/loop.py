@@ -162,7 +162,8 @@ class Loop:
 
     def _log_ready(self, now_s: float) -> None:
         bind = self._parts.config.bind
-        host = "localhost" if bind in ("0.0.0.0", "::") else f"[{bind}]" if ":" in bind else bind
+        is_any = bind in ("0.0.0.0", "::")  # nosec B104 # it is printed, nothing is bound
+        host = "localhost" if is_any else f"[{bind}]" if ":" in bind else bind
         urls = {
             name: f"{PORT_BY_ROLE[name].scheme}://{host}:{port}"
             for name, port in self._parts.listeners.ports.items()

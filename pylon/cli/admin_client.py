@@ -29,7 +29,7 @@ _TRIES: Final = 5
 _PAUSE_S: Final = 0.2  # after the first failed try; each further pause is twice as long
 _PIECE_BYTES: Final = 65_536
 _REPLAYED: Final = "Idempotency-Replayed"
-_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # nosec B104 # it connects, and binds nothing
 
 
 class AdminClient:

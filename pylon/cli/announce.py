@@ -70,7 +70,8 @@ def start_body(config: Config, manifest: Manifest) -> dict[str, Any]:
 
 def urls(config: Config) -> dict[str, str]:
     """Return the URL of each enabled role by its name, as this machine reaches it."""
-    host = "localhost" if config.bind in ("0.0.0.0", "::", "127.0.0.1", "::1") else config.bind
+    local = ("0.0.0.0", "::", "127.0.0.1", "::1")  # nosec B104 # it is printed, nothing is bound
+    host = "localhost" if config.bind in local else config.bind
     if ":" in host:
         host = f"[{host}]"
     return {

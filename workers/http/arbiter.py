@@ -167,7 +167,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
 
     def load_config(self) -> None:
         config = self._config
-        shared_memory = Path("/dev/shm")
+        shared_memory = Path("/dev/shm")  # nosec B108 # gunicorn makes files without names there
         chosen: dict[str, Any] = {
             "workers": config.http_workers,
             "worker_class": HttpWorker,

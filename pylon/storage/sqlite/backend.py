@@ -41,7 +41,7 @@ from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 if TYPE_CHECKING:
     from pylon.storage.sqlite.engine import SqliteEngine
 
-_SHARED_MEMORY: Final = Path("/dev/shm")
+_SHARED_MEMORY: Final = Path("/dev/shm")  # nosec B108 # a private folder with a random name
 _MEMORY_PREFIX: Final = "pylon-memory-"
 _MEMORY_FILES: Final = ("memory.db*",)
 _CAPABILITIES: Final = Capabilities(own_writes_only=True, search=True)
