@@ -359,4 +359,7 @@ CARRIED_ROWS: Final = 5_000  # of a guest, in the transaction of the sign-in
 SESSIONS_LISTED: Final = 1_000  # of one user
 SESSIONS_ANNOUNCED: Final = 100  # by a signal each; beyond that receivers look all of theirs up
 KEY_SCOPES_CHARS: Final = 4_000  # all scopes of an API key
+KEYS_OF_USER: Final = 50  # API keys
+KEY_OVERLAP_S: Final = 604_800  # how long a secret goes on after its rotation, at most
+KEY_USE_NOTE_S: Final = 60  # between two notes of the use of an API key
 KEY_SCOPE_CHARS: Final = 300  # a scope that a request needs; only `*` includes longer ones

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon import limits, log, metrics
+from pylon.auth.api_keys import is_of_key
 from pylon.auth.session_life import SessionLife, session_life
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
@@ -175,7 +176,7 @@ class Flusher:
             metrics.SESSIONS.labels(kind).set(count)
 
     def note_used_sessions(self, session_ids: list[str]) -> None:
-        """Note the use of these sessions in the next round; from any thread."""
+        """Note the use of these sessions and API keys in the next round; from any thread."""
         with self._used_sessions_lock:
             if len(self._used_sessions) < limits.USED_SESSIONS:  # others come again
                 self._used_sessions.update(session_ids)
@@ -183,7 +184,12 @@ class Flusher:
     def _note_used(self) -> None:
         with self._used_sessions_lock:
             noted, self._used_sessions = list(self._used_sessions), set()
-        note = self._life.note(self._clock.wall_ns() // NS_PER_S)
+        now_s = self._clock.wall_ns() // NS_PER_S
+        note = self._life.note(now_s)
+        keys = [each for each in noted if is_of_key(each)]
+        if keys:
+            noted = [each for each in noted if not is_of_key(each)]
+            self._maintenance.note_keys_used(keys, now_s)
         for start in range(0, len(noted), limits.SESSION_STEP):
             self._maintenance.note_sessions_used(
                 noted[start : start + limits.SESSION_STEP], note

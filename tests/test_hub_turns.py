@@ -262,7 +262,7 @@ def test_a_change_that_comes_alone_is_not_waited_for(hub_stage: HubStage) -> Non
 def test_sockets_are_heard_while_many_sessions_end(hub_stage: HubStage) -> None:
     """Who speaks is heard before all sockets of ended sessions are closed."""
     clock = ManualClock()
-    watch = SessionWatch(hub_stage.pool, clock, lambda: None)
+    watch = SessionWatch(hub_stage.pool, hub_stage.app.manifest, clock, lambda: None)
     watch.watch(hub_stage.hub)
     clients = []
     for number in range(300):

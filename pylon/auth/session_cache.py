@@ -1,4 +1,4 @@
-"""Cache of recently resolved sessions, keyed by credentials; and the notes of their use.
+"""Cache of recently resolved sessions and API keys, by credentials; and the notes of their use.
 
 Invariants: an entry expires `limits.SESSION_CACHE_S` after the store was read, and at the session's
 end. So a revoked session ends everywhere within a second, even if its signal was lost. The cache
@@ -17,8 +17,10 @@ from typing import Generic, TypeVar
 
 from pylon import limits
 from pylon.app import App
+from pylon.auth.api_keys import caller_of_key, find_api_key, id_of, is_api_key
 from pylon.auth.session_life import ROTATION_GRACE_S, is_over, session_life
-from pylon.auth.sessions import count_again, resolve
+from pylon.auth.sessions import count_again, count_key, resolve
+from pylon.auth.tokens import UnprivilegedToken
 from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
 from pylon.storage.interface import Reader, Store, read_settled
@@ -28,10 +30,10 @@ Credentials = TypeVar("Credentials")  # the key: header values, or a token
 
 
 class UsedSessions:
-    """Sessions whose use is to be noted in the store, since the last heartbeat.
+    """Sessions and API keys whose use is to be noted in the store, since the last heartbeat.
 
-    These are guests that presented their token for the first time, and sessions whose last noted
-    use is old (`SessionLife.needs_note`). The heartbeat reports them to the supervisor, whose
+    The sessions are guests that presented their token for the first time, and those whose last
+    noted use is old (`SessionLife.needs_note`). The heartbeat reports them to the supervisor, whose
     flusher writes the notes. Bound: `limits.USED_SESSIONS`. A session beyond the bound, or of a
     lost heartbeat, is noted with its next request.
     """
@@ -54,8 +56,8 @@ class UsedSessions:
 class SessionCache(Generic[Credentials]):
     """The cache of one process."""
 
-    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_life", "_stale_s",
-                 "_store", "_used_sessions")
+    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_life", "_manifest",
+                 "_stale_s", "_store", "_used_sessions")
 
     def __init__(
         self, app: App, store: Store, clock: Clock,
@@ -69,6 +71,7 @@ class SessionCache(Generic[Credentials]):
         """
         self._used_sessions = UsedSessions() if used_sessions is None else used_sessions
         self._config = app.config
+        self._manifest = app.manifest
         self._life = session_life(app.manifest.auth)
         self._store = store
         self._clock = clock
@@ -82,7 +85,7 @@ class SessionCache(Generic[Credentials]):
         known = self._known.get(carried)
         if known is None or known[1] <= self._clock.monotonic_s():
             return None
-        count_again()
+        count_again(known[0])
         return known[0]
 
     def look_up(
@@ -99,7 +102,10 @@ class SessionCache(Generic[Credentials]):
 
         Raises:
             StoreUnavailable, QueryTimeout: the store cannot tell; the caller is not anonymous then.
+            InvalidApiKey: the token begins as API keys do, and is no live one.
         """
+        if token and is_api_key(token) and not isinstance(token, UnprivilegedToken):
+            return self._look_up_key(carried, token)
         clock = self._clock
         now_s = clock.monotonic_s()
         until_s = now_s + limits.SESSION_CACHE_S
@@ -121,11 +127,37 @@ class SessionCache(Generic[Credentials]):
 
         caller = resolve(token, self._config, session_of, clock)
         if caller.session_id is not None:
-            if len(self._known) >= limits.SESSION_CACHE_ENTRIES or now_s >= self._stale_s:
-                self._known.clear()
-                self._stale_s = now_s + limits.SESSION_CACHE_S
-            self._known[carried] = (caller, until_s)
+            self._keep(carried, caller, now_s, until_s)
         return caller
+
+    def _look_up_key(self, carried: Credentials, token: str) -> Caller:
+        """Return the caller of an API key. Raises as `look_up`."""
+        clock = self._clock
+        now_s, wall_s = clock.monotonic_s(), clock.wall_ns() / NS_PER_S
+        key_id = id_of(token)
+        key = read_settled(
+            self._store, lambda reader: find_api_key(reader, self._manifest, key_id, wall_s),
+            lambda: self._forgotten,
+        )
+        caller, ends_at_s = caller_of_key(token, key, wall_s)
+        until_s = now_s + limits.SESSION_CACHE_S
+        if ends_at_s:
+            until_s = min(until_s, now_s + ends_at_s - wall_s)
+            if self._ends is not None and caller.family is not None:
+                self._ends(caller.family, now_s + ends_at_s - wall_s)
+        if key is not None and wall_s - key.last_used_at_s >= limits.KEY_USE_NOTE_S:
+            self._used_sessions.add(key_id)
+        self._keep(carried, caller, now_s, until_s)
+        count_key()
+        return caller
+
+    def _keep(
+        self, carried: Credentials, caller: Caller, now_s: float, until_s: float
+    ) -> None:
+        if len(self._known) >= limits.SESSION_CACHE_ENTRIES or now_s >= self._stale_s:
+            self._known.clear()
+            self._stale_s = now_s + limits.SESSION_CACHE_S
+        self._known[carried] = (caller, until_s)
 
     def forget(self) -> None:
         """Clear the cache, because a session may have been revoked."""

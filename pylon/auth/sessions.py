@@ -30,7 +30,7 @@ _ADMIN_CALLER: Final = Caller(ADMIN)
 _SYSTEM_CLOCK: Final = SystemClock()
 _ATTEMPTS: Final = {
     result: metrics.AUTH_ATTEMPTS.labels(result=result)
-    for result in ("admin", "session", "expired", "unknown")
+    for result in ("admin", "session", "expired", "unknown", "api_key")
 }
 
 SessionLookup = Callable[[str], SessionRow | None]
@@ -73,6 +73,11 @@ def is_admin_token(token: str, config: Config) -> bool:
     return same_token(token, config.admin_token_previous) or is_present
 
 
-def count_again() -> None:
+def count_again(caller: Caller) -> None:
     """Count a caller that `SessionCache` has found without `resolve`."""
-    _ATTEMPTS["session"].inc()
+    _ATTEMPTS["session" if caller.session_id is not None else "api_key"].inc()
+
+
+def count_key() -> None:
+    """Count a caller with an API key, which `resolve` never sees."""
+    _ATTEMPTS["api_key"].inc()

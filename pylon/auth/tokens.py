@@ -19,13 +19,12 @@ import re
 from typing import Final
 
 from pylon.clock import RandomSource
-from pylon.errors import InvalidApiKey, InvalidJwt
+from pylon.errors import InvalidJwt
 
 _PREFIX: Final = "pylon_"
 _FORM: Final = re.compile(r"pylon_[0-9a-f]{64}")
 _HINT_CHARS: Final = 8
 _BEARER: Final = "bearer"
-_API_KEY: Final = "pk."
 _JWT: Final = re.compile(r"ey[^.]*\.[^.]*\.[^.]*")
 _BAD_CREDENTIALS: Final = "Bearer token is malformed, expired, or revoked"
 
@@ -73,17 +72,13 @@ def bearer_token(authorization: str | None) -> str | None:
 
 
 def check_bearer(token: str | None) -> None:
-    """Check that the token of an Authorization header is no API key and no JWT.
-
-    This server has neither yet, so each of them is bad.
+    """Check that the token of an Authorization header is no JWT, since this server takes none.
 
     Raises:
-        InvalidApiKey, InvalidJwt
+        InvalidJwt
     """
     if token is None:
         return
-    if token.startswith(_API_KEY):
-        raise InvalidApiKey(_BAD_CREDENTIALS)
     if _JWT.fullmatch(token) is not None:
         raise InvalidJwt(_BAD_CREDENTIALS)
 

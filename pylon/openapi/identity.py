@@ -33,6 +33,9 @@ def identity_schemas() -> dict[str, Schema]:
         "roles": listed(_TEXT),
         "is_guest": {"type": "boolean"},
         "tenant_id": _TEXT,
+        "api_key_id": _TEXT,
+        "api_key_scopes": nullable(_TEXT),
+        "readonly": {"type": "boolean"},
     }
     always = ("user_id", "is_admin", "roles")
     return {

@@ -306,6 +306,9 @@ class Maintenance(Protocol):
         """Note that the tokens of these sessions were presented: guests stay until they expire, and
         sessions whose last note is old end later, as the note says. How many have changed."""
 
+    def note_keys_used(self, key_ids: Sequence[str], now_s: int) -> int:
+        """Note that these API keys were used; how many there are."""
+
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """Make the manifest's indexes these ones, while others read and wait to write; how many
         were made or dropped.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pylon import config as settings
+from pylon.auth.api_keys import id_of
 from pylon.auth.sessions import is_admin_token
 from pylon.auth.tokens import check_bearer
 from pylon.errors import InvalidApiKey, InvalidJwt, StartRefused
@@ -134,7 +135,7 @@ def test_other_unknown_tokens_are_anonymous(server: ApiStage, token: str) -> Non
 
 def test_the_errors_have_codes_of_their_own() -> None:
     with pytest.raises(InvalidApiKey):
-        check_bearer("pk.x")
+        id_of("pk.x")
     with pytest.raises(InvalidJwt):
         check_bearer("eyJ.a.b")
 

@@ -100,7 +100,9 @@ class SubscriberAdmission:
             lambda family, at_s: self.sessions.expires(family, at_s),  # noqa: PLW0108  (made below)
             booted.used_sessions,
         )
-        self.sessions = SessionWatch(booted.reader_pool, app.clock, self.callers.forget)
+        self.sessions = SessionWatch(
+            booted.reader_pool, app.manifest, app.clock, self.callers.forget
+        )
         self.sessions.watch(hub)
         self.draining = False
         self.node = NodeState(app.config)

@@ -6,6 +6,9 @@ sweeps: it looks up the families of all sockets in the store. It sweeps after a 
 of the store has changed), and every `_SWEEP_S`. It notes the families that expire soon, and looks
 them up at that time, since use may have prolonged them.
 
+API keys have sockets too (`pylon.auth.api_keys`). They are few, and what ends them leaves no mark
+of its own, so each tick looks them up.
+
 Invariant: one second after a family has ended, it has no
 socket. Exception: if the signal was lost, the worker has more than 20,000 sessions, and
 clients write continuously, it takes longer. Bounds: a sweep costs 1.7 µs for each family; sweeps
@@ -21,9 +24,11 @@ from typing import Final, NoReturn
 import gevent
 
 from pylon import log
+from pylon.auth.api_keys import family_ends, is_of_key
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
-from pylon.storage.interface import Store
+from pylon.manifest.model import Manifest
+from pylon.storage.interface import Reader, Store
 from workers.hub.hub import Hub
 from workers.hub.loop_yield import yield_to_loop
 
@@ -42,13 +47,16 @@ class SessionWatch:
     """Watches the sessions of one worker's sockets."""
 
     __slots__ = (
-        "_clock", "_closed", "_forget_callers", "_has_changed", "_hubs", "_next_s",
+        "_clock", "_closed", "_forget_callers", "_has_changed", "_hubs", "_manifest", "_next_s",
         "_rested_s", "_soon", "_store", "_version",
     )
 
-    def __init__(self, store: Store, clock: Clock, forget_callers: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, clock: Clock, forget_callers: Callable[[], None]
+    ) -> None:
         """Args: `forget_callers` clears the session cache, whose callers may be outdated."""
         self._store = store
+        self._manifest = manifest
         self._forget_callers = forget_callers
         self._hubs: list[Hub] = []
         self._clock = clock
@@ -119,17 +127,28 @@ class SessionWatch:
             self._sweep()
             ended_s = self._clock.monotonic_s()
             self._rested_s = ended_s + (ended_s - now_s) / _SHARE
+        elif now_s >= self._rested_s:
+            self._sweep(is_of_key)
 
-    def _sweep(self) -> None:
-        waiting = [family for hub in self._hubs for family in hub.families()]
+    def _sweep(self, wants: Callable[[str], bool] = lambda family: True) -> None:
+        waiting = [
+            family for hub in self._hubs for family in hub.families() if wants(family)
+        ]
         for first in range(0, len(waiting), _SLICE):
             if first:
                 yield_to_loop()
             self._check(waiting[first:first + _SLICE])
 
     def _check(self, families: list[str]) -> None:
-        ends = self._store.point(lambda reader: reader.family_ends(families))
         wall_s = self._clock.wall_ns() / NS_PER_S
+        of_keys = [family for family in families if is_of_key(family)]
+        of_sessions = [family for family in families if not is_of_key(family)]
+
+        def read(reader: Reader) -> dict[str, int]:
+            ends = reader.family_ends(of_sessions) if of_sessions else {}
+            return {**ends, **family_ends(reader, self._manifest, of_keys, wall_s)}
+
+        ends = self._store.point(read)
         now_s = self._clock.monotonic_s()
         for family in families:
             expires_at_s = ends.get(family)

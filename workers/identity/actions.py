@@ -9,12 +9,16 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon.bus.identity import IdentityAnswer
-from workers.identity.flows import guests, providers, totp, trusted_devices
+from workers.identity.flows import api_keys, guests, providers, totp, trusted_devices
 from workers.identity.identity import Call, Identity
 
 Flow = Callable[[Identity, Call], IdentityAnswer]
 
 ACTIONS: Final[dict[str, Flow]] = {
+    "api_key_list": api_keys.list_keys,
+    "api_key_create": api_keys.create,
+    "api_key_revoke": api_keys.revoke,
+    "api_key_rotate": api_keys.rotate,
     "providers": providers.list_providers,
     "upgrade": guests.upgrade,
     "totp_enroll": totp.enroll,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pylon import errors
+from pylon.api.identity import api_key_bodies as keys
 from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.body_types import BodyType
@@ -110,6 +111,24 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "DELETE", "/api/auth/trusted-devices/{device_id}", "trusted_device_revoke", "session",
         "Trust one browser no more", {200: totp.RevokedAnswer}, raises=(errors.NotFound,),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/api-keys", "api_key_list", "session", "The caller's API keys",
+        {200: list[keys.ApiKeyAnswer]},
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/api-keys", "api_key_create", "session", "Make an API key",
+        {200: keys.NewApiKeyAnswer}, keys.CREATE_API_KEY,
+        raises=(errors.InvalidScope, errors.InvalidName, errors.ReauthRequired),
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/api-keys/{key_id}", "api_key_revoke", "session",
+        "Revoke an API key", {200: keys.RevokedAnswer}, raises=(errors.NotFound,),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/api-keys/{key_id}/rotate", "api_key_rotate", "session",
+        "Give an API key another secret", {200: keys.NewApiKeyAnswer}, keys.ROTATE_API_KEY,
+        raises=(errors.NotFound, errors.ReauthRequired),
     ),
 )
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}

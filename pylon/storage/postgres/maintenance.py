@@ -142,6 +142,18 @@ class PostgresMaintenance:
 
         return self._run(write)
 
+    def note_keys_used(self, key_ids: Sequence[str], now_s: int) -> int:
+        """See `Maintenance`."""
+
+        def write(session: BlockingSession) -> int:
+            results = session.pipeline([
+                ("BEGIN", ()), (LOCK, (self._writer.key,)),
+                *record_sql.note_keys_used(DIALECT, key_ids, now_s), ("COMMIT", ()),
+            ])
+            return sum(result.command_tuples or 0 for result in results[2:-1])
+
+        return self._run(write)
+
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """See `Maintenance`."""
         return self._run(

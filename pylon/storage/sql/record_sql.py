@@ -307,6 +307,17 @@ def _prune(
     )
 
 
+def note_keys_used(
+    dialect: RecordDialect, key_ids: Sequence[str], now_s: int
+) -> Iterator[RecordStatement]:
+    """Yield the statements that note the use of API keys."""
+    for key_id in key_ids:
+        where = [Condition("id", "=", key_id)]
+        yield update(
+            dialect, TABLE_BY_NAME["api_keys"], where, {"last_used_at": now_s}, {}, None
+        )
+
+
 def create_table(dialect: RecordDialect, table: AuthTable) -> str:
     """Return the statement that makes a missing table."""
     columns = [column_definition(dialect, column) for column in table.columns]

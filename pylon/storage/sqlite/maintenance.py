@@ -97,6 +97,14 @@ class SqliteMaintenance:
             lambda: self._rows.note_sessions_used(session_ids, note)
         ))
 
+    def note_keys_used(self, key_ids: Sequence[str], now_s: int) -> int:
+        """See `Maintenance`."""
+        return self._run(
+            lambda: self._batches.run_step(
+                lambda: records.note_keys_used(self._conn, key_ids, now_s)
+            )
+        )
+
     def put_indexes(self, indexes: Sequence[IndexSpec]) -> int:
         """See `Maintenance`."""
         return self._run(

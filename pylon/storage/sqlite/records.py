@@ -102,3 +102,12 @@ def prune(conn: apsw.Connection, limit: int, now_s: int, kept_s: Mapping[str, in
         conn.execute(text, parameters)
         dropped += conn.changes()
     return dropped
+
+
+def note_keys_used(conn: apsw.Connection, key_ids: Sequence[str], now_s: int) -> int:
+    """Note the use of API keys. See `pylon.storage.interface.Maintenance.note_keys_used`."""
+    noted = 0
+    for text, parameters in record_sql.note_keys_used(DIALECT, key_ids, now_s):
+        conn.execute(text, parameters)
+        noted += conn.changes()
+    return noted
