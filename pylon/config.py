@@ -82,6 +82,7 @@ class Config:
     cookie_secure: bool
     cookie_same_site: str
     oauth_file: str | None
+    require_email_verification: bool
     auth_rates: bool
     email_provider: str | None
     email_from: str | None

@@ -190,6 +190,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "
             "(docs/sign-in-providers.md)."),
+    Setting("PYLON_REQUIRE_EMAIL_VERIFICATION", "require_email_verification", _bool, "false",
+            "Accounts with a password sign in only once their address is confirmed, and "
+            "registration answers the same for new and taken addresses."),
     Setting("PYLON_AUTH_RATES", "auth_rates", _bool, "true",
             "Limit attempts at passwords and codes, and mails, by address and account "
             "(docs/limits.md).", dev_default="false"),

@@ -69,6 +69,7 @@ class IdentityAnswer(msgspec.Struct, frozen=True, array_like=True):
     content_type: str = "application/json"
     session_token: str | None = None
     clears_session: bool = False  # clear the session cookie
+    ends_sessions: bool = False  # the HTTP worker forgets the callers that it has cached
     cookies: tuple[str, ...] = ()  # further Set-Cookie values
     location: str | None = None  # of a redirect
     headers: tuple[tuple[str, str], ...] = ()
@@ -128,9 +129,10 @@ class IdentityClient:
 def json_answer(
     value: Any, status: int = 200, *, session_token: str | None = None,
     cookies: tuple[str, ...] = (), headers: tuple[tuple[str, str], ...] = (),
+    ends_sessions: bool = False,
 ) -> IdentityAnswer:
     """Return an answer with a JSON body: a dict, or the struct that the route declares."""
     return IdentityAnswer(
         msgspec.json.encode(value, order="sorted"), status, session_token=session_token,
-        cookies=cookies, headers=headers,
+        cookies=cookies, headers=headers, ends_sessions=ends_sessions,
     )

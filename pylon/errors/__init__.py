@@ -70,6 +70,13 @@ from pylon.errors.operation import (
     StartDelayed,
     StartRefused,
 )
+from pylon.errors.passwords import (
+    EmailNotVerified,
+    InvalidCredentials,
+    MissingPassword,
+    NoPasswordSet,
+    WrongPassword,
+)
 from pylon.errors.providers import (
     AccessDenied,
     AccountNotFound,
@@ -189,6 +196,7 @@ __all__ = [
     "CsrfRejected",
     "Draining",
     "EmailNotConfigured",
+    "EmailNotVerified",
     "EmailRefused",
     "EmailSendFailed",
     "EmailTaken",
@@ -204,6 +212,7 @@ __all__ = [
     "InvalidChallenge",
     "InvalidCode",
     "InvalidColumn",
+    "InvalidCredentials",
     "InvalidData",
     "InvalidEmail",
     "InvalidHex",
@@ -231,12 +240,14 @@ __all__ = [
     "MissingField",
     "MissingMessage",
     "MissingOperations",
+    "MissingPassword",
     "MissingProvider",
     "MissingRoom",
     "MissingToken",
     "MissingTopic",
     "MissingUpdate",
     "MissingUserId",
+    "NoPasswordSet",
     "NoRefreshToken",
     "NotFound",
     "NotInRoom",
@@ -305,4 +316,5 @@ __all__ = [
     "WeakPassword",
     "WriteQueueFull",
     "WriterUnavailable",
+    "WrongPassword",
 ]

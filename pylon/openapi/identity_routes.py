@@ -51,7 +51,9 @@ def forwarded_paths() -> Paths:
                 *(path(name, name.replace("_", " ")) for name in names),
                 *(query(name, _TEXT, name.replace("_", " ")) for name in route.params),
             ],
-            body=None if route.body is None else body_schema(route.body.struct),
+            body=None if route.body is None else body_schema(
+                route.body.struct, required=route.required
+            ),
             security=ADMIN_ONLY if route.who == "admin" else None,
         )
         paths[route.path] = {**paths.get(route.path, {}), **described}

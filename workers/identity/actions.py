@@ -9,7 +9,15 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon.bus.identity import IdentityAnswer
-from workers.identity.flows import api_keys, guests, providers, totp, trusted_devices
+from workers.identity.flows import (
+    api_keys,
+    guests,
+    passwords,
+    providers,
+    resets,
+    totp,
+    trusted_devices,
+)
 from workers.identity.identity import Call, Identity
 
 Flow = Callable[[Identity, Call], IdentityAnswer]
@@ -19,6 +27,11 @@ ACTIONS: Final[dict[str, Flow]] = {
     "api_key_create": api_keys.create,
     "api_key_revoke": api_keys.revoke,
     "api_key_rotate": api_keys.rotate,
+    "password_register": passwords.register,
+    "password_login": passwords.login,
+    "password_change": passwords.change,
+    "password_reset_request": resets.request,
+    "password_reset": resets.complete,
     "providers": providers.list_providers,
     "upgrade": guests.upgrade,
     "totp_enroll": totp.enroll,

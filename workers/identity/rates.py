@@ -15,7 +15,7 @@ from typing import Final
 from pylon.auth.transactions import Step
 from pylon.clock import NS_PER_S
 from pylon.rates import Rate, address_subject
-from pylon.storage.auth_ops import RateTake, TakeRates
+from pylon.storage.auth_ops import Condition, RateTake, SetRecords, TakeRates
 from workers.identity.identity import Identity
 
 _MINUTE_S: Final = 60.0
@@ -24,6 +24,7 @@ _HOUR_S: Final = 3_600.0
 LOGIN_IP: Final = Rate("login_ip", 5, _MINUTE_S)
 LOGIN_ACCOUNT_IP: Final = Rate("login_account_ip", 10, _HOUR_S)
 LOGIN_ACCOUNT: Final = Rate("login_account", 100, _HOUR_S)
+LOGIN_DEVICE: Final = Rate("login_device", 30, _HOUR_S)  # a known one, in place of the account's
 SEND_IP: Final = Rate("send_ip", 3, _MINUTE_S)
 SEND_ADDRESS: Final = Rate("send_address", 10, _HOUR_S)
 SEND_PAUSE: Final = Rate("send_pause", 1, _MINUTE_S)  # between two mails to one address
@@ -36,7 +37,10 @@ EMAIL_CHANGE_USER: Final = Rate("email_change_user", 5, _HOUR_S)
 INVITE_USER: Final = Rate("invite_user", 50, _HOUR_S)
 
 
-def take_rates(identity: Identity, *units: tuple[Rate, str]) -> list[Step]:
+Unit = tuple[Rate, str]  # a rate and its subject
+
+
+def take_rates(identity: Identity, *units: Unit) -> list[Step]:
     """Return the step that spends one unit of each rate, or none if one is used up.
 
     The step is refused with `RateLimited`; the transaction then does nothing.
@@ -50,6 +54,20 @@ def take_rates(identity: Identity, *units: tuple[Rate, str]) -> list[Step]:
         [_take(identity, rate, subject) for rate, subject in units],
         identity.app.clock.wall_ns(),
     )]
+
+
+def return_units(identity: Identity, *units: Unit) -> list[Step]:
+    """Return the steps that give units back which `take_rates` has spent, as for an attempt that
+    was right."""
+    if not identity.app.config.auth_rates:
+        return []
+    takes = [_take(identity, rate, subject) for rate, subject in units]
+    return [
+        SetRecords(
+            "limits", [Condition("key", "=", take.key)], {}, add={"tat": -take.interval_ns}
+        )
+        for take in takes
+    ]
 
 
 def _take(identity: Identity, rate: Rate, subject: str) -> RateTake:

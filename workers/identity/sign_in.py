@@ -21,10 +21,8 @@ import msgspec
 from pylon import limits
 from pylon.auth.audit import audit_step
 from pylon.auth.keys import hash_token
-from pylon.auth.revocation import announced, ended_families
-from pylon.auth.transactions import Step, carry_out
+from pylon.auth.transactions import Step
 from pylon.bus.identity import IdentityAnswer, json_answer
-from pylon.bus.messages import SessionRevoked
 from pylon.errors import (
     AccountLocked,
     InvalidChallenge,
@@ -37,7 +35,9 @@ from pylon.errors import (
 )
 from pylon.storage.auth_ops import CheckRecords, Condition, PutRecord, SetRecords
 from workers.identity.carry_over import plan_carry
+from workers.identity.commit import commit
 from workers.identity.identity import Call, Identity
+from workers.identity.known_devices import remember_device
 from workers.identity.second_factor import Factors, accept_code, count_attempt, read_factors
 from workers.identity.trusted_devices import NewDevice, random_token, trust_device, trusted_check
 
@@ -134,7 +134,7 @@ def complete_challenge(
     try:
         accepted = accept_code(identity, user_id, factors, code)
     except InvalidTotpCode as ex:
-        carry_out(identity.writer.submit, [audit_of(
+        commit(identity, [audit_of(
             identity, call, "totp_challenge_failed", user_id, reason=ex.code
         )])
         raise
@@ -194,7 +194,7 @@ def _ask(
     """Store a challenge, and raise it."""
     challenge = _PREFIX + random_token(identity)
     now_s = identity.now_s()
-    _carry_out(identity, [
+    commit(identity, [
         *steps, CheckRecords("users", _locked(user_id), 0),
         PutRecord("tokens", {
             "hash": hash_token(challenge), "purpose": CHALLENGE, "user_id": user_id,
@@ -214,13 +214,14 @@ def _store_session(
 ) -> IdentityAnswer:
     """Store the session. If the caller is a guest, their rows become the user's."""
     session = identity.issuer.issue(user_id, device=call.facts.device, methods=methods)
+    known, known_cookies = remember_device(identity, call, user_id)
     used = [
         *steps, CheckRecords("users", _locked(user_id), 0), session.put,
         SetRecords(
             "users", [Condition("user_id", "=", user_id)],
             {"last_sign_in_at": identity.now_s()},
         ),
-        *([] if device is None else [device.put]),
+        *([] if device is None else [device.put]), *known,
         audit_of(identity, call, "sign_in", user_id, metadata={"methods": list(methods)}),
     ]
     body = {
@@ -229,7 +230,7 @@ def _store_session(
     for tries_left in reversed(range(_TRIES)):
         carry = plan_carry(identity, call.facts, user_id, moves_rows=tries_left > 0)
         try:
-            _carry_out(identity, used if carry is None else [*used, *carry.steps])
+            commit(identity, used if carry is None else [*used, *carry.steps])
         except (NotFound, UniqueViolation):
             if carry is None or not tries_left:  # not one of the guest's rows
                 raise
@@ -237,12 +238,6 @@ def _store_session(
         if carry is not None:
             body.update(carry.extra())
         break
-    cookies = () if device is None else (device.cookie,)
+    cookies = (*known_cookies, *(() if device is None else (device.cookie,)))
     return json_answer(body, session_token=session.token, cookies=cookies)
 
-
-def _carry_out(identity: Identity, steps: Sequence[Step]) -> None:
-    """Carry the steps out, and tell the other processes which sessions they have ended."""
-    families = ended_families(carry_out(identity.writer.submit, steps))
-    for family in announced(families):
-        identity.send_signal(SessionRevoked(family))

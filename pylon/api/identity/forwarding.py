@@ -122,6 +122,8 @@ class _IdentityResource:
 
     def _send(self, resp: falcon.Response, facts: CallFacts, answer: IdentityAnswer) -> None:
         cookie = self._services.requests.cookie
+        if answer.ends_sessions:  # other workers learn it by a signal
+            self._services.requests.session_cache.forget()
         resp.status = answer.status
         resp.data = answer.body
         resp.content_type = answer.content_type

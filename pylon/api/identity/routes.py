@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 from pylon import errors
 from pylon.api.identity import api_key_bodies as keys
+from pylon.api.identity import password_bodies as bodies
 from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.body_types import BodyType
@@ -40,6 +41,7 @@ class IdentityRoute:
         raises: the errors of its flow, for the OpenAPI document.
         rate: the rate of client addresses, which the HTTP worker spends first.
         params: the query parameters that the flow reads. Those of the path come by themselves.
+        required: members of the body that the flow requires, though its type does not.
         takes_form: also takes a form of our own pages, whose fields become members of the body.
         takes_any_origin: also takes requests of foreign pages: the flow has its own state.
     """
@@ -54,6 +56,7 @@ class IdentityRoute:
     raises: tuple[type[PylonError], ...] = ()
     rate: Callable[[Config], Rate] | None = None
     params: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
     takes_form: bool = False
     takes_any_origin: bool = False
 
@@ -63,6 +66,51 @@ TOTP_ERRORS: Final = (
 )
 
 ROUTES: Final[tuple[IdentityRoute, ...]] = (
+    IdentityRoute(
+        "POST", "/api/auth/password/register", "password_register", "anyone",
+        "Make an account with a password",
+        {200: bodies.Registered, 202: bodies.VerificationRequired}, bodies.REGISTER,
+        raises=(
+            errors.MissingEmail, errors.InvalidEmail, errors.MissingPassword, errors.WeakPassword,
+            errors.PasswordTooLong, errors.PwnedPassword, errors.InvalidName, errors.EmailTaken,
+            errors.UserCreateFailed, errors.RateLimited,
+        ),
+        required=("password",),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/password/login", "password_login", "anyone", "Sign in with a password",
+        {200: bodies.SignedIn}, bodies.LOGIN,
+        raises=(
+            errors.MissingEmail, errors.MissingPassword, errors.InvalidCredentials,
+            errors.TotpRequired, errors.InvalidTotpCode, errors.AccountLocked,
+            errors.EmailNotVerified, errors.RateLimited,
+        ),
+        required=("password",),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/password/change", "password_change", "session",
+        "Replace the password; all other sessions end", {200: bodies.Changed}, bodies.CHANGE,
+        raises=(
+            errors.MissingPassword, errors.NoPasswordSet, errors.WrongPassword,
+            errors.WeakPassword, errors.PasswordTooLong, errors.PwnedPassword, errors.RateLimited,
+        ),
+        required=("currentPassword", "newPassword"),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/password/reset/request", "password_reset_request", "anyone",
+        "Send a link for a new password, if the address has an account", {200: bodies.Sent},
+        bodies.RESET_REQUEST,
+        raises=(errors.MissingEmail, errors.EmailNotConfigured, errors.RateLimited),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/password/reset/complete", "password_reset", "anyone",
+        "Set a new password by the token of a link, and sign in", {200: bodies.ResetDone},
+        bodies.RESET,
+        raises=(
+            errors.MissingField, errors.InvalidToken, errors.WeakPassword, errors.PasswordTooLong,
+            errors.PwnedPassword, errors.TotpRequired, errors.AccountLocked, errors.RateLimited,
+        ),
+    ),
     IdentityRoute(
         "POST", "/api/auth/upgrade", "upgrade", "user",
         "Make a guest's session a user's; outside dev mode for admins only",
