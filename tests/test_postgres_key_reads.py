@@ -23,7 +23,8 @@ from pylon.storage.postgres.connect import Limits, open_session
 from pylon.storage.postgres.functions import FUNCTIONS
 from pylon.storage.postgres.key_reads import KeyStatement, Row
 from pylon.storage.postgres.parameters import Parameter
-from pylon.storage.postgres.pipe import Pipe, PipeRefused
+from pylon.storage.postgres.pending_statements import PipeRefused
+from pylon.storage.postgres.pipe import Pipe
 from pylon.storage.postgres.reader import PostgresReader
 from pylon.storage.postgres.reads import select_by_id
 from pylon.storage.postgres.schema import ddl

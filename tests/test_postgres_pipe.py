@@ -17,7 +17,8 @@ from pylon import limits
 from pylon.clock import SeededRandom, SystemClock
 from pylon.errors import Unavailable
 from pylon.storage.postgres.connect import Limits, open_session
-from pylon.storage.postgres.pipe import Pipe, PipeRefused
+from pylon.storage.postgres.pending_statements import PipeRefused
+from pylon.storage.postgres.pipe import Pipe
 from pylon.storage.postgres.wire import BlockingSession
 from tests.support.postgres import PostgresServer
 

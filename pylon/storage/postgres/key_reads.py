@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 from psycopg.pq.abc import PGresult
 
+from pylon import limits
 from pylon.storage.postgres.parameters import EncodedParameters, encode_array
+from pylon.storage.postgres.pending_statements import PendingStatement, PipeRefused, TextMemory
 
 Row: TypeAlias = tuple[bytes | None, ...]
 
@@ -104,3 +107,66 @@ class KeyGroup:
         """Give all reads one error."""
         for read in self.reads:
             read.finish(None, error)
+
+
+class KeyReads:
+    """The key reads of a pipe: those of this turn, and those whose statement is under way."""
+
+    __slots__ = ("_ask_again", "_group_by_name", "_texts")
+
+    def __init__(
+        self, texts: TextMemory, ask_again: Callable[[Sequence[PendingStatement]], bool]
+    ) -> None:
+        """
+        Args:
+            ask_again: sends questions; returns False if there is no connection.
+        """
+        self._texts = texts
+        self._ask_again = ask_again
+        # By the statement and the parameters behind its key, as they are sent.
+        self._group_by_name: dict[tuple[str, tuple[bytes | None, ...]], KeyGroup] = {}
+
+    def add(
+        self, statement: KeyStatement, values: Sequence[bytes | None],
+        waiter: Callable[[], object],
+    ) -> KeyRead:
+        """Add a read to those of this turn.
+
+        Args:
+            values: the key and the other parameters, as texts of libpq.
+        """
+        name = statement.one, tuple(values[1:])
+        group = self._group_by_name.get(name)
+        if group is None:
+            group = self._group_by_name[name] = KeyGroup(statement, name[1])
+        read = KeyRead(values[0] or b"", waiter)
+        group.reads.append(read)
+        return read
+
+    def take_questions(self) -> list[PendingStatement]:
+        """Return the questions of this turn. A text that ran into the limit goes alone."""
+        groups, self._group_by_name = self._group_by_name, {}
+        questions = []
+        for group in groups.values():
+            is_slow = self._texts.is_slow(group.statement.many)
+            for part in group.parts(1 if is_slow else limits.KEY_READS_OF_STATEMENT):
+                questions.append(self._question(part))
+        return questions
+
+    def _question(self, group: KeyGroup) -> PendingStatement:
+        question = PendingStatement(*group.question(), len(group.reads))
+        question.waiter = partial(self._answer, group)
+        return question
+
+    def _answer(self, group: KeyGroup, question: PendingStatement) -> None:
+        """Give the reads of a group their rows, or ask each alone."""
+        error = question.error
+        if error is None:
+            assert question.result is not None
+            group.give_rows(question.result)
+        elif len(group.reads) == 1 or isinstance(error, PipeRefused):
+            group.give_error(error)
+        else:  # the row of one read may have caused it
+            questions = [self._question(part) for part in group.parts(1)]
+            if not self._ask_again(questions):
+                group.give_error(error)

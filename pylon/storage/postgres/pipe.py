@@ -8,7 +8,7 @@ nor a system call of its own. PERF: `bench/results/2026-11-28/postgres-workers.m
 A statement that fails ends the others of its turn, up to the Sync: the pipe sends these again. They
 only read. A text that has failed before gets a Sync of its own, so that it ends no others. A
 statement that runs into the server's limit (that of `connect`) delays all behind it. The pipe
-refuses its text for the next `_SLOW_S` (`PipeRefused`), as it refuses all that needs a connection
+refuses its text for the next 10 s (`PipeRefused`), as it refuses all that needs a connection
 for itself, such as a transaction; the caller then runs the read on a scanner.
 
 Reads of rows by their ids wait for the end of the turn, and become one statement (`key_reads`). If
@@ -26,8 +26,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final
 
 import gevent
 import psycopg
@@ -40,56 +39,15 @@ from pylon import limits
 from pylon.clock import Clock, RandomSource
 from pylon.errors import Unavailable
 from pylon.metrics.families import ADMISSION_REFUSED, ADMISSION_WAITING
-from pylon.storage.postgres.key_reads import KeyGroup, KeyRead, KeyStatement, Row, row_of
+from pylon.storage.postgres.key_reads import KeyReads, KeyStatement, Row, row_of
 from pylon.storage.postgres.parameters import Parameter, encode_parameters
-from pylon.storage.postgres.pipe_link import PipeLink
+from pylon.storage.postgres.pending_statements import PendingStatement, PipeRefused, TextMemory
+from pylon.storage.postgres.pipe_link import LinkWatch, PipeLink
 from pylon.storage.postgres.prepared import error_of, is_outdated, send_statement
 from pylon.storage.postgres.statements import PipelineOutcome, Statement
 from pylon.storage.postgres.wire import BlockingSession
 
-T = TypeVar("T")
-
-_SLOW_S: Final = 10.0
-_TEXTS_KEPT: Final = 256  # of those that failed, and of those that were slow
 _ATTEMPTS: Final = 3  # of a statement whose preparation no longer fits the schema
-
-# The statement of a key read, and the parameters behind its key as they are sent.
-_GroupKey: TypeAlias = tuple[str, tuple[bytes | None, ...]]
-
-
-class PipeRefused(Exception):
-    """The read needs a connection for itself. Not an error: a scanner runs it.
-
-    `was_slow`: it has just run into the server's limit.
-    """
-
-    def __init__(self, *, was_slow: bool = False) -> None:
-        self.was_slow = was_slow
-
-
-class _Question:
-    """A statement that waits for its result; `readers` greenlets wait for it.
-
-    `waiter` is called in the hub when it has a result or an error.
-    """
-
-    __slots__ = (
-        "attempts", "error", "leading", "parameters", "readers", "result", "text", "waiter",
-    )
-
-    def __init__(self, text: str, parameters: Sequence[Parameter], readers: int = 1) -> None:
-        self.text = text
-        self.parameters = parameters
-        self.readers = readers
-        self.waiter: Callable[[_Question], object] | None = None
-        self.result: PGresult | None = None
-        self.error: Exception | None = None
-        self.attempts = 0
-        self.leading = 0  # results before its own: of the preparation
-
-    @property
-    def is_open(self) -> bool:
-        return self.result is None and self.error is None
 
 
 class Pipe:
@@ -104,20 +62,14 @@ class Pipe:
             connect: opens the connection, with the limits of its session; may switch greenlets.
             queue: the label of its metrics.
         """
-        self._clock = clock
         self._hub: Hub = gevent.get_hub()
         self._link = PipeLink(connect, random, self._on_readable, self._on_writable)
-        self._timer = self._hub.loop.timer(
-            limits.POINT_STALL_S, limits.POINT_STALL_S, ref=False
-        )
-        self._is_timed = False
-        self._has_progress = False  # since the last call of the timer
-        self._sent: deque[_Question | None] = deque()  # in order; None: a Sync
-        self._groups: dict[_GroupKey, KeyGroup] = {}  # of this turn
+        self._watch = LinkWatch(lambda: self._waiting > 0, self._lose)
+        self._sent: deque[PendingStatement | None] = deque()  # in order; None: a Sync
         self._waiting = 0  # greenlets
         self._is_flush_due = False
-        self._failing: dict[str, None] = {}  # texts that get a Sync of their own
-        self._slow: dict[str, float] = {}  # texts that the pipe refuses, and until when
+        self._texts = TextMemory(clock)
+        self._key_reads = KeyReads(self._texts, self._ask_again)
         self._waiting_gauge = ADMISSION_WAITING.labels(queue)
         self._refused = ADMISSION_REFUSED.labels(queue)
 
@@ -142,13 +94,13 @@ class Pipe:
 
     def drop_idle(self) -> None:
         """Close the connection until `open_later`, if nothing waits. Never switches."""
-        if not self._sent and not self._groups:
+        if not self._sent and not self._waiting:
             self._link.drop()
 
     def close(self) -> None:
         """Close the connection for good. Idempotent."""
         self._link.close()
-        self._timer.stop()
+        self._watch.stop()
         self._fail_all("the reads of this process have ended")
 
     # --- Calls ---------------------------------------------------------------------------
@@ -213,15 +165,10 @@ class Pipe:
         values, formats = encode_parameters((key, *parameters))
         if formats is not None:  # a binary value, which equal texts would not tell apart
             return row_of(self.execute(statement.one, (key, *parameters)))
-        assert values is not None and values[0] is not None
+        assert values is not None
         self._check(statement.one)
-        name = statement.one, tuple(values[1:])
-        group = self._groups.get(name)
-        if group is None:
-            group = self._groups[name] = KeyGroup(statement, name[1])
-            self._flush_later()
-        read = KeyRead(values[0], self._current().switch)
-        group.reads.append(read)
+        read = self._key_reads.add(statement, values, self._current().switch)
+        self._flush_later()
         self._waiting += 1
         try:
             self._hub.switch()
@@ -233,11 +180,11 @@ class Pipe:
 
     # --- Sending -------------------------------------------------------------------------
 
-    def _ask(self, text: str, parameters: Sequence[Parameter]) -> _Question:
+    def _ask(self, text: str, parameters: Sequence[Parameter]) -> PendingStatement:
         if text.startswith("BEGIN"):
             raise PipeRefused
         pgconn = self._check(text)
-        question = _Question(text, parameters)
+        question = PendingStatement(text, parameters)
         try:
             self._send(pgconn, question)
         except psycopg.OperationalError as error:
@@ -248,7 +195,7 @@ class Pipe:
 
     def _check(self, text: str) -> PGconn:
         """Return the connection for a statement. Raises: as `execute`."""
-        if self._slow and self._is_slow(text):
+        if self._texts.is_slow(text):
             raise PipeRefused
         pgconn = self._link.pgconn
         if pgconn is None:
@@ -260,16 +207,7 @@ class Pipe:
             )
         return pgconn
 
-    def _is_slow(self, text: str) -> bool:
-        until_s = self._slow.get(text)
-        if until_s is None:
-            return False
-        if until_s > self._clock.monotonic_s():
-            return True
-        del self._slow[text]
-        return False
-
-    def _send(self, pgconn: PGconn, question: _Question) -> None:
+    def _send(self, pgconn: PGconn, question: PendingStatement) -> None:
         text = question.text
         prepared = self._link.prepared
         name = prepared.find(text)
@@ -282,7 +220,7 @@ class Pipe:
             pgconn.send_query_prepared(name, values, formats)
             question.leading = 0
         self._sent.append(question)
-        if text in self._failing:
+        if self._texts.has_failed(text):
             pgconn.pipeline_sync()
             self._sent.append(None)
         self._flush_later()
@@ -291,39 +229,18 @@ class Pipe:
         if not self._is_flush_due:
             self._is_flush_due = True
             self._hub.loop.run_callback(self._flush)
-        if not self._is_timed:
-            self._is_timed = self._has_progress = True
-            self._timer.start(self._check_progress)
+        self._watch.begin()
 
-    def _send_groups(self, pgconn: PGconn) -> None:
-        """Send the key reads of this turn. Raises: as `_send_all`."""
-        groups, self._groups = self._groups, {}
-        questions = []
-        for group in groups.values():
-            is_slow = bool(self._slow) and self._is_slow(group.statement.many)
-            for part in group.parts(1 if is_slow else limits.KEY_READS_OF_STATEMENT):
-                questions.append(self._question_of(part))
+    def _ask_again(self, questions: Sequence[PendingStatement]) -> bool:
+        """Send questions of greenlets that wait already; return whether there is a connection."""
+        pgconn = self._link.pgconn
+        if pgconn is None:
+            return False
+        self._waiting += len(questions)
         self._send_all(pgconn, questions)
+        return True
 
-    def _question_of(self, group: KeyGroup) -> _Question:
-        question = _Question(*group.question(), len(group.reads))
-        question.waiter = partial(self._answer_group, group)
-        return question
-
-    def _answer_group(self, group: KeyGroup, question: _Question) -> None:
-        """Give the reads of a group their rows, or ask each alone."""
-        error, pgconn = question.error, self._link.pgconn
-        if error is None:
-            assert question.result is not None
-            group.give_rows(question.result)
-        elif pgconn is None or len(group.reads) == 1 or isinstance(error, PipeRefused):
-            group.give_error(error)
-        else:  # the row of one read may have caused it
-            questions = [self._question_of(part) for part in group.parts(1)]
-            self._waiting += len(questions)
-            self._send_all(pgconn, questions)
-
-    def _send_all(self, pgconn: PGconn, questions: Sequence[_Question]) -> None:
+    def _send_all(self, pgconn: PGconn, questions: Sequence[PendingStatement]) -> None:
         """Send questions.
 
         Raises:
@@ -343,8 +260,7 @@ class Pipe:
         if pgconn is None:
             return
         try:
-            if self._groups:
-                self._send_groups(pgconn)
+            self._send_all(pgconn, self._key_reads.take_questions())
             if self._sent and self._sent[-1] is not None:
                 pgconn.pipeline_sync()
                 self._sent.append(None)
@@ -367,7 +283,7 @@ class Pipe:
 
     # --- Receiving -----------------------------------------------------------------------
 
-    def _wait(self, question: _Question) -> None:
+    def _wait(self, question: PendingStatement) -> None:
         question.waiter = self._current().switch
         self._hub.switch()
 
@@ -381,7 +297,7 @@ class Pipe:
         if pgconn is None:
             return
         sent = self._sent
-        self._has_progress = True
+        self._watch.note_progress()
         try:
             pgconn.consume_input()
             # A greenlet that gets its result runs at once; it may send, or lose the connection.
@@ -418,7 +334,7 @@ class Pipe:
             sent.popleft()
             self._waiting -= question.readers
             question.result = result
-            self._wake(question)
+            question.wake()
         elif status == pq.ExecStatus.PIPELINE_ABORTED:
             # Of a statement that failed while it was prepared, or of another one of the turn.
             if question.leading:
@@ -428,17 +344,17 @@ class Pipe:
             sent.popleft()
             if question.error is not None:
                 self._waiting -= question.readers
-                self._wake(question)
+                question.wake()
             else:
                 self._send_all(pgconn, (question,))
         else:
             self._fail(pgconn, question, error_of(result))
 
-    def _fail(self, pgconn: PGconn, question: _Question, error: psycopg.Error) -> None:
+    def _fail(self, pgconn: PGconn, question: PendingStatement, error: psycopg.Error) -> None:
         if pgconn.status == pq.ConnStatus.BAD:
             self._lose(str(error))
             return
-        _keep(self._failing, question.text, None)
+        self._texts.note_failed(question.text)
         if question.leading:  # its other results follow, aborted
             self._link.prepared.discard(question.text)
             question.leading -= 1
@@ -454,26 +370,13 @@ class Pipe:
             return
         self._waiting -= question.readers
         if isinstance(error, errors.QueryCanceled):
-            _keep(self._slow, question.text, self._clock.monotonic_s() + _SLOW_S)
+            self._texts.note_slow(question.text)
             question.error = PipeRefused(was_slow=True)
         else:
             question.error = error
-        self._wake(question)
-
-    def _wake(self, question: _Question) -> None:
-        waiter, question.waiter = question.waiter, None
-        if waiter is not None:
-            waiter(question)
+        question.wake()
 
     # --- Loss of the connection ------------------------------------------------------------
-
-    def _check_progress(self) -> None:
-        if not self._waiting:
-            self._timer.stop()
-            self._is_timed = False
-        elif not self._has_progress:
-            self._lose(f"the server has answered nothing for {limits.POINT_STALL_S} s")
-        self._has_progress = False
 
     def _lose(self, reason: str) -> None:
         """Fail all that waits, and connect anew. Does not switch greenlets."""
@@ -486,19 +389,11 @@ class Pipe:
 
     def _fail_all(self, reason: str) -> None:
         failed = [question for question in self._sent if question is not None]
-        failed += [self._question_of(group) for group in self._groups.values()]
+        failed += self._key_reads.take_questions()
         self._sent.clear()
-        self._groups.clear()
         self._waiting = 0
         self._waiting_gauge.set(0)
         for question in failed:
             question.error = psycopg.OperationalError(reason)
             # In a callback: the caller may be a greenlet that cannot switch now.
-            self._hub.loop.run_callback(self._wake, question)
-
-
-def _keep(texts: dict[str, T], text: str, value: T) -> None:
-    """Note a text; the oldest one is forgotten for it."""
-    if text not in texts and len(texts) >= _TEXTS_KEPT:
-        del texts[next(iter(texts))]
-    texts[text] = value
+            self._hub.loop.run_callback(question.wake)

@@ -15,7 +15,7 @@ import psycopg
 from gevent.hub import get_hub
 from psycopg.pq.abc import PGconn
 
-from pylon import log
+from pylon import limits, log
 from pylon.clock import RandomSource
 from pylon.metrics.families import DATABASE_LOST
 from pylon.storage.postgres.prepared import PreparedStatements
@@ -139,3 +139,39 @@ class PipeLink:
                 _log.info("database.connected", attempts=failures + 1)
             self._reconnector, self._has_lost = None, False
             return
+
+
+class LinkWatch:
+    """Reports that nothing came for `limits.POINT_STALL_S` while something is awaited."""
+
+    __slots__ = ("_has_progress", "_is_awaited", "_is_running", "_on_stall", "_timer")
+
+    def __init__(self, is_awaited: Callable[[], bool], on_stall: Callable[[str], object]) -> None:
+        """Args: `on_stall` gets the reason."""
+        self._is_awaited = is_awaited
+        self._on_stall = on_stall
+        self._is_running = False
+        self._has_progress = False  # since the last call of the timer
+        self._timer = get_hub().loop.timer(limits.POINT_STALL_S, limits.POINT_STALL_S, ref=False)
+
+    def begin(self) -> None:
+        """Begin to look, until nothing is awaited."""
+        if not self._is_running:
+            self._is_running = self._has_progress = True
+            self._timer.start(self._look)
+
+    def note_progress(self) -> None:
+        """Note that something came."""
+        self._has_progress = True
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.stop()
+        self._is_running = False
+
+    def _look(self) -> None:
+        if not self._is_awaited():
+            self.stop()
+        elif not self._has_progress:
+            self._on_stall(f"the server has answered nothing for {limits.POINT_STALL_S} s")
+        self._has_progress = False

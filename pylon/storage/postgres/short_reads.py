@@ -21,7 +21,8 @@ from pylon.clock import Clock, RandomSource
 from pylon.errors import StoreUnavailable
 from pylon.metrics.families import READS_MOVED
 from pylon.storage.interface import Reader
-from pylon.storage.postgres.pipe import Pipe, PipeRefused
+from pylon.storage.postgres.pending_statements import PipeRefused
+from pylon.storage.postgres.pipe import Pipe
 from pylon.storage.postgres.scanners import Scanners
 from pylon.storage.postgres.statements import Session
 from pylon.storage.postgres.wire import BlockingSession

@@ -26,7 +26,8 @@ from pylon.manifest.model import Manifest
 from pylon.storage.interface import SERVER, Reader
 from pylon.storage.postgres.connect import Limits, error_text, open_session
 from pylon.storage.postgres.inline import InlineReads, open_inline_session
-from pylon.storage.postgres.pipe import Pipe, PipeRefused
+from pylon.storage.postgres.pending_statements import PipeRefused
+from pylon.storage.postgres.pipe import Pipe
 from pylon.storage.postgres.reader import PostgresReader
 from pylon.storage.postgres.scanners import Scanners, wait_in_loop
 from pylon.storage.postgres.short_reads import ShortReads
