@@ -236,6 +236,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Largest size of the change events kept, in bytes. Events of the last two minutes may "
             "take four times as many; beyond that, clients that missed them pull everything "
             "again."),
+    Setting("PYLON_AUDIT_RETAIN_DAYS", "audit_retain_days", _int(1, 36_500), "90",
+            "Days for which the records of sign-ins and changes of accounts are kept."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
             "Largest number of rows in the response to a list or query."),
     Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),

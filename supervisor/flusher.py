@@ -1,13 +1,13 @@
 """The flusher: checkpoints and retention, in a thread of its own (`pylon.storage.interface`).
 
 Once a second it has the store checkpoint, measures the change log, and looks whether the store can
-be written to. It drops old change events, expired sessions and unused guests in small steps
-(`Maintenance`), between the writer's transactions. The bounds of events are a count and a number of
-bytes. Events of the last two minutes stay, unless the log has grown to `limits.LOG_HARD_FACTOR`
-times its bytes. The age of events comes from the monotonic clock, so that a wall clock that jumps
-neither ends the retention nor drops young events. The flusher also writes the notes of sessions in
-use (`pylon.auth.session_life`), and converts datetimes of earlier versions (`conversion`).
-`flush_all` writes everything back at the end of a drain.
+be written to. It drops old change events, expired sessions, unused guests and expired records of
+sign-in in small steps (`Maintenance`), between the writer's transactions. The bounds of events are
+a count and a number of bytes. Events of the last two minutes stay, unless the log has grown to
+`limits.LOG_HARD_FACTOR` times its bytes. The age of events comes from the monotonic clock, so that
+a wall clock that jumps neither ends the retention nor drops young events. The flusher also writes
+the notes of sessions in use (`pylon.auth.session_life`), and converts datetimes of earlier versions
+(`conversion`). `flush_all` writes everything back at the end of a drain.
 
 Metrics: pylon_changelog_size_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions.
 """
@@ -35,6 +35,8 @@ _PERIOD_S: Final = 1.0
 _STOP_PATIENCE_S: Final = 5.0
 _CUT_LOGGED_EVERY_S: Final = 30.0
 _DEFAULT_LIFE: Final = session_life(AuthConfig())
+_DAY_S: Final = 86_400
+_OUTBOX_KEPT_S: Final = 3_600  # the identity workers drop, and count, what nobody could send
 
 
 class Flusher:
@@ -43,7 +45,7 @@ class Flusher:
     def __init__(
         self, maintenance: Maintenance, keep_events: int, clock: Clock,
         keep_bytes: int = sys.maxsize, *, leads: Callable[[], bool] = lambda: True,
-        life: SessionLife = _DEFAULT_LIFE,
+        life: SessionLife = _DEFAULT_LIFE, audit_retain_days: int = 90,
     ) -> None:
         """
         Args:
@@ -55,6 +57,7 @@ class Flusher:
         self._keep_bytes = keep_bytes
         self._leads = leads
         self._life = life
+        self._kept_s = {"audit": audit_retain_days * _DAY_S, "outbox": _OUTBOX_KEPT_S}
         self._clock = clock
         self.store_problem: str | None = None
         self._begun_mono_s = clock.monotonic_s()
@@ -207,6 +210,15 @@ class Flusher:
             if count < limits.SESSION_STEP:
                 break
 
+    def _prune_records(self) -> None:
+        """Drop the records of sign-in whose time is over."""
+        for _ in range(limits.SESSION_STEPS):
+            now_s = self._clock.wall_ns() // NS_PER_S
+            if self._ending.is_set() or not self._maintenance.prune_records(
+                limits.SESSION_STEP, now_s, self._kept_s
+            ):
+                break
+
     def _run(self) -> None:
         failing = False
         while not self._ending.wait(_PERIOD_S):
@@ -224,6 +236,7 @@ class Flusher:
                 if is_due:
                     self._pruned_at_s = self._clock.monotonic_s()
                     self._collect_sessions()
+                    self._prune_records()
                 failing = False
             except PylonError as ex:
                 # A full disk passes; until then we try again each round, and say so once.

@@ -16,6 +16,7 @@ from pylon import limits, metrics
 from pylon.bus.writer_port import LocalWriter
 from pylon.changelog.feed import Feed
 from pylon.errors import ResyncRequired
+from pylon.storage.auth_ops import PutRecord
 from pylon.storage.ops import DropSession, PutSession, WriteRequest
 from pylon.storage.public_rows import PublicRows
 from pylon.storage.sqlite.file_sync import sync_open_file
@@ -369,3 +370,19 @@ def test_guests_that_nobody_used_are_collected_after_a_day(
     reader.close()
     local.close()
     writer.stop()
+
+
+def test_records_of_sign_in_go_when_their_time_is_over(store: WriterStore) -> None:
+    flusher = Flusher(store.engine.maintenance, 1_000, store.clock, audit_retain_days=2)
+    now_s = store.clock.wall_ns() // 10**9
+    ops = [
+        PutRecord("audit", {"id": f"{days}", "created_at": now_s - days * 86_400 - 1,
+                            "action": "sign_in", "success": 1})
+        for days in (1, 2, 3)
+    ] + [PutRecord("limits", {"key": f"{n}", "tat": n}) for n in range(250)]
+    store.engine.apply([WriteRequest(n, op) for n, op in enumerate(ops)])
+    flusher._prune_records()
+    reader = SqliteReader(store.db_path, store.manifest)
+    assert [record["id"] for record in reader.records("audit", [])] == ["1"]
+    assert reader.count_records("limits", []) == 1, "only the one that never expires"
+    reader.close()

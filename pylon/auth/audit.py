@@ -1,25 +1,48 @@
-"""Audit: the record of an event of sign-in, written with its effect (spec/identity.md §1.10).
+"""Audit: the record of an event of sign-in: what happened, who did it, from where, and whether it
+worked.
 
-The step that this module makes belongs into the transaction that has the effect. So the table has
-an event exactly if the effect was committed. A record names no secret.
+`audit_step` makes the step that stores a record. A caller commits it in the `Transact` that has the
+effect, so the table has an event exactly if the effect was committed. A refusal has no effect; its
+record is submitted alone. Records stay for PYLON_AUDIT_RETAIN_DAYS, also those of an account that
+was deleted.
 
+Invariants: a record names no secret. A text of a client is cut, and on one line. Ids sort by time.
 Called by the resources of sessions, the flows of the identity workers, and `pylonctl`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal, TypeAlias
 
 import orjson
 
 from pylon.clock import NS_PER_S, Clock, RandomSource
+from pylon.ids import make_uuid
 from pylon.storage.auth_ops import PutRecord
+from pylon.storage.auth_tables import Value
 
-_ID_BYTES = 12
+# The words of the published server (spec/http.md §3.11.9), and from `token_reuse` on our own.
+AuditAction: TypeAlias = Literal[
+    "sign_in", "sign_out", "sign_in_failed", "sign_up", "password_change", "password_reset",
+    "email_change", "totp_enroll", "totp_disable", "totp_backup_codes_regenerate",
+    "passkey_register", "passkey_revoke", "api_key_create", "api_key_revoke", "oauth_link",
+    "oauth_unlink", "org_create", "org_delete", "org_invite_send", "org_invite_accept",
+    "org_member_remove", "org_role_change", "account_delete", "anonymous_merge",
+    "token_reuse", "totp_challenge_failed", "session_revoke", "user_lock", "user_unlock",
+    "passkey_clone", "admin_session_mint", "email_verify", "email_revert", "credentials_dropped",
+    "api_key_rotate", "account_export", "reauth", "reauth_failed", "trusted_device_revoke",
+    "org_invite_revoke", "user_create", "account_import",
+]
+TEXT_CHARS: Final = 256  # of an address, a client and a reason
+METADATA_BYTES: Final = 2_048
+
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 def audit_step(
-    action: str,
+    action: AuditAction,
     clock: Clock,
     random: RandomSource,
     *,
@@ -30,26 +53,52 @@ def audit_step(
     user_agent: str | None = None,
     success: bool = True,
     reason: str | None = None,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> PutRecord:
     """Return the step that records an event.
 
     Args:
-        action: a word of the list in spec/http.md §3.11.9 or spec/identity.md §1.10.
         user_id: the user that it is about.
-        actor_id: who has done it, where that is somebody else.
+        actor_id: who has done it, where that is somebody else (`__admin__` for the admin token).
         user_agent: the label of the client (`pylon.auth.devices`), not the header.
+        reason: why it failed: a code, such as `INVALID_CREDENTIALS`.
+        metadata: further facts; left out if they are larger than `METADATA_BYTES` as JSON.
     """
+    encoded = None if metadata is None else orjson.dumps(metadata)
+    if encoded is not None and len(encoded) > METADATA_BYTES:
+        encoded = b'{"truncated":true}'
     return PutRecord("audit", {
-        "id": f"aud_{random.token_hex(_ID_BYTES)}",
+        "id": f"aud_{make_uuid(clock, random).replace('-', '')}",
         "created_at": clock.wall_ns() // NS_PER_S,
         "action": action,
         "user_id": user_id,
         "actor_id": actor_id if actor_id is not None else user_id,
         "tenant_id": tenant_id,
-        "ip": ip,
-        "user_agent": user_agent,
+        "ip": _line(ip),
+        "user_agent": _line(user_agent),
         "success": int(success),
-        "reason": reason,
-        "metadata": None if metadata is None else orjson.dumps(metadata).decode(),
+        "reason": _line(reason),
+        "metadata": None if encoded is None else encoded.decode(),
     })
+
+
+def audit_json(record: Mapping[str, Value]) -> dict[str, Any]:
+    """Return a stored record as the API sends it."""
+    metadata = record["metadata"]
+    return {
+        "id": record["id"],
+        "created_at": record["created_at"],
+        "action": record["action"],
+        "user_id": record["user_id"],
+        "actor_id": record["actor_id"],
+        "tenant_id": record["tenant_id"],
+        "ip": record["ip"],
+        "user_agent": record["user_agent"],
+        "success": bool(record["success"]),
+        "reason": record["reason"],
+        "metadata": None if metadata is None else orjson.loads(str(metadata)),
+    }
+
+
+def _line(text: str | None) -> str | None:
+    return None if text is None else _CONTROLS.sub(" ", text)[:TEXT_CHARS]
