@@ -89,6 +89,26 @@ class Forbidden(PylonError):
     status = 403
 
 
+class LastOwner(PylonError):
+    """An organisation would have members and no owner.
+
+    Remedy: make another member an owner first, or delete the organisation.
+    """
+
+    code = "LAST_OWNER"
+    status = 409
+
+
+class NoActiveTenant(PylonError):
+    """The route is about the selected organisation, and the session has selected none.
+
+    Remedy: select one with POST /api/auth/select-org.
+    """
+
+    code = "NO_ACTIVE_TENANT"
+    status = 400
+
+
 class PolicyDenied(PylonError):
     """The manifest's policies do not allow the action to this caller. Without a policy for an
     action it is denied.

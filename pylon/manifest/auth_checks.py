@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from pylon import setting_values
@@ -15,6 +16,7 @@ from pylon.manifest.findings import Findings, items_of, text_of, texts_of
 from pylon.manifest.model import AuthConfig
 from pylon.manifest.name_checks import is_called, list_known, names_of
 
+_DELETE_WORDS: Final = ("delete", "null", "keep")
 _ROLES: Final = ("owner", "admin", "member")
 _ROLE: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
 
@@ -79,6 +81,67 @@ def check_guest_carry(root: Node, findings: Findings) -> None:
             findings.error(
                 "AUTH_FIELD_UNKNOWN", f'there is no field "{node.value}" to carry', node.at,
                 f"did you mean {close_names[0]}?" if close_names else 'write "Entity.field"',
+            )
+
+
+def check_on_delete(root: Node, findings: Findings) -> None:
+    """Report a wrong entry of auth.on_delete, and warn of fields for users that it leaves out."""
+    auth = root.value.get("auth") if isinstance(root.value, dict) else None
+    named = auth.value.get("on_delete") if auth is not None and isinstance(auth.value, dict) else (
+        None
+    )
+    if named is None or named.value is None:
+        return
+    if not isinstance(named.value, dict):
+        findings.shape(named, "auth.on_delete must be an object")
+        return
+    fields = {
+        f"{entity_name.value}.{name.value}": field
+        for entity in items_of(root, "entities")
+        if (entity_name := text_of(entity, "name")) is not None
+        for field in items_of(entity, "fields") if (name := text_of(field, "name")) is not None
+    }
+    for key, word in named.value.items():
+        field = fields.get(key)
+        if field is None:
+            findings.error(
+                "AUTH_ON_DELETE_INVALID", f'auth.on_delete names "{key}", which is no field',
+                word.at, list_known(fields),
+            )
+        elif word.value not in _DELETE_WORDS:
+            findings.error(
+                "AUTH_ON_DELETE_INVALID", f'auth.on_delete["{key}"] is no known word', word.at,
+                f"use one of {', '.join(_DELETE_WORDS)}",
+            )
+        elif word.value == "null" and not _is_optional(field):
+            findings.error(
+                "AUTH_ON_DELETE_INVALID", f"{key} cannot become null: it is not optional", word.at,
+                "make the field optional, or use delete or keep",
+            )
+    _warn_of_unnamed(root, auth, named, fields, findings)
+
+
+def _is_optional(field: Node) -> bool:
+    found = field.value.get("optional")
+    return found is not None and found.value is True
+
+
+def _warn_of_unnamed(
+    root: Node, auth: Node | None, named: Node, fields: Mapping[str, Node], findings: Findings
+) -> None:
+    user = auth.value.get("user") if auth is not None else None
+    entity = text_of(user, "entity") if user is not None else None
+    users = entity.value if entity is not None else AuthConfig().user_entity
+    for key, field in fields.items():
+        kind = text_of(field, "type")
+        if (
+            kind is not None and kind.value == f"id({users})" and key not in named.value
+            and "onDelete" not in field.value
+        ):
+            findings.warning(
+                "AUTH_ON_DELETE_MISSING",
+                f"auth.on_delete does not say what becomes of {key} when an account ends",
+                named.at, f"add it with one of {', '.join(_DELETE_WORDS)}",
             )
 
 

@@ -210,6 +210,7 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
         org=_org(raw.get("org")),
         org_roles=tuple(raw.get("org_roles") or ()),
+        on_delete=dict(raw.get("on_delete") or {}),
         password_min_chars=password.get("min_length") or default.password_min_chars,
     )
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pylon import limits
 from pylon.manifest.auth_checks import (
     check_guest_carry,
+    check_on_delete,
     check_org_roles,
     check_trusted_origins,
     check_user_names,
@@ -55,6 +56,7 @@ def check_all(root: Node, findings: Findings) -> None:
     check_user_names(root, findings)
     check_guest_carry(root, findings)
     check_org_roles(root, findings)
+    check_on_delete(root, findings)
     names = frozenset(names_of(items_of(root, "entities")))
     check_rate_limits(root, names, findings)
 

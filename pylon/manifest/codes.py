@@ -43,6 +43,15 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "An entry of auth.org_roles is no role, or one that every app has.",
         "use a-z, 0-9, _ and -, beginning with a letter.",
     ),
+    "AUTH_ON_DELETE_INVALID": (
+        "An entry of auth.on_delete names no field, or says what cannot be done with it.",
+        "name a field as Entity.field, and say delete, null (of an optional field) or keep.",
+    ),
+    "AUTH_ON_DELETE_MISSING": (
+        "auth.on_delete leaves out a field that refers to users and has no onDelete, so an account "
+        "with such rows may not be deletable. A warning.",
+        "add the field to auth.on_delete.",
+    ),
     "FIELD_HIDDEN": (
         "A search or a relation uses a field that no client may see: one with serverOnly, or a "
         "secret of the user entity (passwordHash, totp...) or of the invite entity (tokenHash).",

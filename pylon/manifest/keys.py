@@ -145,6 +145,7 @@ AUTH: Final = Object(
             "entity": STRING, "member_entity": STRING, "invite_entity": STRING, "disabled": BOOL,
         }),
         "org_roles": STRINGS,
+        "on_delete": JsonValue(),
     },
 )
 RATE_LIMIT: Final = Object(

@@ -20,6 +20,7 @@ DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 
 ReferenceWord = Literal["check", "none"]
 OnDelete = Literal["restrict", "cascade", "setNull"]
+DeleteWord = Literal["delete", "null", "keep"]
 FormatWord = Literal["email", "url"]
 RatePer = Literal["user", "ip", "tenant", "global"]
 WriteVerb = Literal["insert", "update", "delete", "write"]  # `write`: any of the others
@@ -299,6 +300,8 @@ class AuthConfig:
     password_min_chars: int = 10  # code points
     org: OrgConfig | None = None  # None: the app has no organisations
     org_roles: tuple[str, ...] = ()  # of members, besides owner, admin and member
+    # What becomes of rows when an account ends, by "Entity.field".
+    on_delete: Mapping[str, DeleteWord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.manifests import sign_in_app
-from tests.support.server import PylonServer
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
 PROVIDERS = "/api/auth/providers"
@@ -87,3 +88,16 @@ def test_without_the_process_its_routes_answer_503(
     assert (status, body["error"]["code"]) == (503, "UNAVAILABLE")
     assert "PYLON_IDENTITY_WORKERS" in body["error"]["hint"]
     assert server.request("GET", "/api/auth/me")[0] == 200
+
+
+def test_the_audit_log_and_its_command(members: PylonServer) -> None:
+    token = members.request("POST", "/api/auth/session", {"user_id": "u9"}, token=ADMIN_TOKEN)[1][
+        "token"
+    ]
+    assert members.request("DELETE", "/api/auth/sessions", token=token)[0] == 200
+    done = members.ctl("audit", "--user", "u9", "--json")
+    records = json.loads(done.stdout)["records"]
+    assert "session_revoke" in [record["action"] for record in records]
+    assert token not in done.stdout
+    assert "session_revoke  u9" in members.ctl("audit", "--action", "session_revoke").stdout
+    assert members.request("GET", "/api/auth/audit")[0] == 401

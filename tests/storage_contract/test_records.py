@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,6 +22,7 @@ from pylon.storage.auth_tables import TABLES, AuthTable, Value
 from pylon.storage.ops import PutSession, Transact, TransactOp
 from tests.storage_contract.backends import StoreStage
 from tests.support.storage import row_id, task
+from tests.support.stores import current, run_sql
 
 pytestmark = pytest.mark.stores
 
@@ -292,3 +294,31 @@ def test_records_stay_when_the_store_is_opened_again(stage: StoreStage) -> None:
     stage.restart()
     assert hashes(stage) == ["a"] and stage.reader.session("s1") is not None
     assert stage.codes(token("a"), token("b")) == ["RECORD_EXISTS", None]
+
+
+def test_a_start_adds_tables_columns_and_indexes_that_an_earlier_version_lacks(
+    stage: StoreStage, tmp_path: Path
+) -> None:
+    stage.apply(token("a"), PutSession("s1", "u1", False, 1, 0, "curl"))
+    stage.close()
+    for statement in (
+        "DROP TABLE _pylon_auth_audit", "DROP INDEX _pylon_auth_sessions_by_family",
+        "ALTER TABLE _pylon_auth_sessions DROP COLUMN family",
+        "DROP INDEX _pylon_auth_tokens_by_user_id_purpose",
+        "ALTER TABLE _pylon_auth_tokens DROP COLUMN data",
+    ):
+        run_sql(tmp_path / "app.db", statement)
+    stage._open(stage.manifest)
+    assert stage.codes(
+        SetRecords("tokens", [is_("hash", "a")], {"data": "x"}, 1),
+        SetRecords("sessions", [is_("session_id", "s1")], {"family": "f"}, 1),
+        PutRecord("audit", {"id": "1", "created_at": 5, "action": "sign_in", "success": 1}),
+    ) == [None] * 3
+    names = "SELECT name FROM sqlite_schema" if current().name == "sqlite" else (
+        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema()"
+    )
+    found = {name for (name,) in run_sql(tmp_path / "app.db", names)}
+    assert {f"_pylon_auth_{name}" for name in (
+        "sessions_by_family", "tokens_by_user_id_purpose", "audit_by_user_id_created_at",
+        "trusted_devices_by_id",
+    )} <= found

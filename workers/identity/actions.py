@@ -10,7 +10,10 @@ from typing import Final
 
 from pylon.bus.identity import IdentityAnswer
 from workers.identity.flows import (
+    account,
+    account_export,
     api_keys,
+    audit,
     guests,
     passwords,
     providers,
@@ -42,4 +45,11 @@ ACTIONS: Final[dict[str, Flow]] = {
     "trusted_devices": trusted_devices.list_trusted_devices,
     "trusted_device_revoke": trusted_devices.revoke_trusted_device,
     "trusted_devices_revoke": trusted_devices.revoke_trusted_devices,
+    "audit": audit.list_own,
+    "delete_account": account.delete_account,
+    "export_account": account_export.export_account,
+    "admin_delete_account": account.delete_account_of,
+    "admin_export_account": account_export.export_account_of,
+    "audit_tenant": audit.list_of_tenant,
+    "audit_all": audit.list_all,
 }

@@ -2,8 +2,8 @@
 
 `ROUTES` is the only list. `pylon.api.identity.forwarding` makes falcon resources of it,
 `pylon.openapi.identity` operations, and the identity process reads from it which actions need a
-fresh sign-in. A new flow is one line here, its body in `bodies`, its answer in `answers`, and one
-line in `workers.identity.actions`.
+fresh sign-in. A new flow is one line here, its body and its answer in a module of bodies, and
+one line in `workers.identity.actions`.
 
 Invariants: a pair of method and path stands here once, and so does an action. Bodies and answers
 are structs, so the OpenAPI document describes what is sent.
@@ -20,6 +20,7 @@ from pylon import errors
 from pylon.api.identity import api_key_bodies as keys
 from pylon.api.identity import password_bodies as bodies
 from pylon.api.identity import totp_bodies as totp
+from pylon.api.identity.account_bodies import AccountDeleted, AccountExport, AuditEntry
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.body_types import BodyType
 from pylon.config import Config
@@ -177,6 +178,44 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "POST", "/api/auth/api-keys/{key_id}/rotate", "api_key_rotate", "session",
         "Give an API key another secret", {200: keys.NewApiKeyAnswer}, keys.ROTATE_API_KEY,
         raises=(errors.NotFound, errors.ReauthRequired),
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/account", "delete_account", "fresh",
+        "End the caller's account, with the rows that auth.on_delete names",
+        {200: AccountDeleted},
+        raises=(errors.LastOwner, errors.ReferenceInUse, errors.ReauthRequired),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/account/export", "export_account", "session",
+        "All that the server keeps of the caller's account, without secrets",
+        {200: AccountExport},
+    ),
+    IdentityRoute(
+        "DELETE", "/api/admin/auth/users/{user_id}", "admin_delete_account", "admin",
+        "End the account of a user, with the rows that auth.on_delete names",
+        {200: AccountDeleted}, raises=(errors.LastOwner, errors.ReferenceInUse, errors.NotFound),
+    ),
+    IdentityRoute(
+        "GET", "/api/admin/auth/users/{user_id}/export", "admin_export_account", "admin",
+        "All that the server keeps of the account of a user, without secrets",
+        {200: AccountExport}, raises=(errors.NotFound,),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/audit", "audit", "session",
+        "The newest records of what happened to the caller's account",
+        {200: list[AuditEntry]}, raises=(errors.InvalidQuery,), params=("limit",),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/audit/tenant", "audit_tenant", "session",
+        "The newest records of the selected organisation, for its owners and admins",
+        {200: list[AuditEntry]}, params=("limit",),
+        raises=(errors.InvalidQuery, errors.NoActiveTenant, errors.Forbidden),
+    ),
+    IdentityRoute(
+        "GET", "/api/admin/auth/audit", "audit_all", "admin",
+        "The newest records of all accounts, or of those that the parameters select",
+        {200: list[AuditEntry]}, raises=(errors.InvalidQuery,),
+        params=("user_id", "tenant_id", "action", "before", "limit"),
     ),
 )
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}

@@ -1,0 +1,281 @@
+"""The end of an account: ``DELETE /api/auth/account``, and that of an administrator (identity.md
+§1.10).
+
+First the rows go that `auth.on_delete` names, or they lose the user's id, in writes of
+`limits.ACCOUNT_STEP_ROWS` rows. Then one transaction removes the row of the user, all records of
+the auth tables and all sessions, and leaves the audit record. A killed process leaves an account
+with fewer rows, and the request may be repeated.
+
+Rows that neither `auth.on_delete` nor `onDelete` of the field decides about stay. Where the store
+checks these references, they refuse the end of the account (`ReferenceInUse`).
+
+A user who is the only owner of an organisation with other members is refused. Two owners may leave
+at once: each transaction also writes the row of another owner as it has read it, so the second one
+is refused, and plans again. An organisation without other members ends with its owner.
+
+Called by `workers.identity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import methodcaller
+from typing import Final, NamedTuple
+
+import msgspec
+import orjson
+
+from pylon import limits
+from pylon.api.identity.account_bodies import AccountDeleted
+from pylon.auth.audit import audit_step
+from pylon.auth.revocation import announced, end_sessions_of, ended_families
+from pylon.auth.transactions import Step, carry_out
+from pylon.auth_context import ADMIN
+from pylon.bus.identity import IdentityAnswer, json_answer
+from pylon.bus.messages import SessionRevoked
+from pylon.errors import (
+    SHOWN_CHARS,
+    LastOwner,
+    NotFound,
+    PreconditionFailed,
+    PylonError,
+    ReferenceInUse,
+    Unavailable,
+)
+from pylon.manifest.model import Entity
+from pylon.manifest.org_entities import OWNER, OrgEntities, org_entities
+from pylon.manifest.owned_fields import OwnedField, owned_fields
+from pylon.query.conditions import and_, equal
+from pylon.query.rows import Query
+from pylon.storage.auth_ops import Condition, DropRecords, EndSessions
+from pylon.storage.ops import DeleteRow, RowOp, UpdateRow
+from workers.identity.identity import Call, Identity
+
+_TRIES: Final = 3
+_ORGS: Final = 1_000  # of one user
+_TABLES: Final = (
+    "users", "passwords", "totp", "backup_codes", "passkeys", "tokens", "trusted_devices",
+    "oauth_tokens",
+)
+
+
+class _Ended(NamedTuple):
+    """The numbers of an ended account, and the families of its sessions."""
+
+    counts: AccountDeleted
+    families: list[str]
+
+
+def delete_account(identity: Identity, call: Call) -> IdentityAnswer:
+    """End the caller's account.
+
+    Raises:
+        LastOwner, ReferenceInUse, Unavailable
+    """
+    user_id = call.facts.auth.user_id
+    assert user_id is not None, "the route needs a session"
+    answer = json_answer(_end(identity, user_id, call))
+    return msgspec.structs.replace(answer, clears_session=True)
+
+
+def delete_account_of(identity: Identity, call: Call) -> IdentityAnswer:
+    """End the account of the path, for an administrator.
+
+    Raises:
+        NotFound, LastOwner, ReferenceInUse, Unavailable
+    """
+    user_id = call.params["user_id"]
+    require_account(identity, user_id)
+    return json_answer(_end(identity, user_id, call))
+
+
+def require_account(identity: Identity, user_id: str) -> None:
+    """
+    Raises:
+        NotFound: nobody has this id: no row, no record of sign-in and no session.
+    """
+    mine = [Condition("user_id", "=", user_id)]
+    if not _has_row(identity, user_id) and not any(
+        identity.store.point(methodcaller("count_records", table, mine))
+        for table in ("users", "identities", "sessions")
+    ):
+        raise NotFound(f'There is no user "{user_id[:SHOWN_CHARS]}"')
+
+
+def _end(identity: Identity, user_id: str, call: Call) -> AccountDeleted:
+    ended = end_account(identity, user_id, call)
+    for family in announced(ended.families):
+        identity.send_signal(SessionRevoked(family))
+    return ended.counts
+
+
+def end_account(identity: Identity, user_id: str, call: Call) -> _Ended:
+    """Remove the rows and the records of a user.
+
+    Raises:
+        LastOwner: an organisation would have members and no owner.
+        ReferenceInUse: rows that nothing decides about refer to the user.
+        Unavailable: there are more rows; repeat it.
+    """
+    for attempt in range(_TRIES):
+        _leave_orgs(identity, user_id)  # refuses before anything is removed
+        _empty(identity, user_id)
+        try:
+            ended = _remove(identity, user_id, call)
+        except (NotFound, PreconditionFailed, ReferenceInUse):
+            if attempt == _TRIES - 1:
+                raise
+            continue
+        _empty(identity, user_id)  # rows that came meanwhile, where no reference is checked
+        return ended
+    raise Unavailable("The account is changing", hint="Send the request again")
+
+
+def _remove(identity: Identity, user_id: str, call: Call) -> _Ended:
+    mine = [Condition("user_id", "=", user_id)]
+    facts = call.facts
+    steps: list[Step] = [*_leave_orgs(identity, user_id)]
+    has_row = _has_row(identity, user_id)
+    if has_row:
+        steps.append(DeleteRow(identity.app.manifest.auth.user_entity, user_id, ADMIN))
+    keys = len(steps)
+    steps.append(DropRecords("api_keys", mine))
+    steps.append(DropRecords("identities", [*mine, Condition("kind", "!=", "email")]))
+    steps += [
+        DropRecords("tokens", [Condition("email_key", "=", key)])
+        for key in _email_keys(identity, user_id)
+    ]
+    steps += [DropRecords(table, mine) for table in ("identities", *_TABLES)]
+    steps += end_sessions_of(user_id)
+    steps.append(audit_step(
+        "account_delete", identity.app.clock, identity.app.random, user_id=user_id,
+        actor_id=facts.auth.user_id, tenant_id=facts.auth.tenant_id, ip=facts.address,
+        user_agent=facts.device,
+    ))
+    replies = carry_out(identity.writer.submit, steps)
+    sessions = sum(
+        reply.count for step, reply in zip(steps, replies, strict=True)
+        if isinstance(step, EndSessions)
+    )
+    counts = AccountDeleted(has_row, sessions, replies[keys].count, replies[keys + 1].count)
+    return _Ended(counts, ended_families(replies))
+
+
+def _has_row(identity: Identity, user_id: str) -> bool:
+    manifest = identity.app.manifest
+    name = manifest.auth.user_entity
+    return name in manifest.by_name and identity.store.point(
+        lambda reader: reader.get(name, user_id)
+    ) is not None
+
+
+def _email_keys(identity: Identity, user_id: str) -> list[str]:
+    where = [Condition("user_id", "=", user_id), Condition("kind", "=", "email")]
+    records = identity.store.point(lambda reader: reader.records("identities", where))
+    return [str(record["subject"]) for record in records]
+
+
+# --- Rows ----------------------------------------------------------------------------------------
+
+
+def _empty(identity: Identity, user_id: str) -> None:
+    """Delete the rows of a user, or take the user's id from them.
+
+    Raises:
+        Unavailable: there are more than `limits.ACCOUNT_STEPS` writes of them.
+        PylonError: a row could not be changed, for example for a reference.
+    """
+    owned = owned_fields(identity.app.manifest)
+    orgs = org_entities(identity.app.manifest)
+    steps_left = limits.ACCOUNT_STEPS
+    for word in ("delete", "null"):
+        for field in owned:
+            if field.word != word or (orgs is not None and field.entity is orgs.member):
+                continue
+            while ids := _find_ids(identity, field, user_id):
+                if not steps_left:
+                    raise Unavailable(
+                        "The account has more rows than one request deletes",
+                        hint="Send the request again; it goes on with the rest",
+                    )
+                steps_left -= 1
+                _change(identity, [_change_of(field, row_id) for row_id in ids])
+
+
+def _change_of(field: OwnedField, row_id: str) -> RowOp:
+    if field.word == "delete":
+        return DeleteRow(field.entity.name, row_id, ADMIN)
+    return UpdateRow(field.entity.name, row_id, {field.name: None}, ADMIN)
+
+
+def _change(identity: Identity, ops: Sequence[RowOp]) -> None:
+    """
+    Raises:
+        PylonError: none of them could be changed.
+    """
+    errors: list[PylonError] = []
+    for reply in identity.writer.submit_all(ops):
+        if reply.error is not None and reply.error.code != NotFound.code:
+            errors.append(reply.error.to_exception())
+    if len(errors) == len(ops):  # a cascade may have to come first for some
+        raise errors[0]
+
+
+def _find_ids(identity: Identity, field: OwnedField, user_id: str) -> list[str]:
+    query = Query(equal(field.name, user_id), limits.ACCOUNT_STEP_ROWS)
+    return [row_id for row_id, _ in _find(identity, field.entity, query)]
+
+
+def _find(identity: Identity, entity: Entity, query: Query) -> list[tuple[str, bytes]]:
+    rows, _ = identity.store.scan(
+        lambda reader: reader.rows_within(entity.name, query, limits.LIST_BYTES // 4)
+    )
+    return [(orjson.loads(row)["id"], row) for row in rows]
+
+
+# --- Organisations -------------------------------------------------------------------------------
+
+
+def _leave_orgs(identity: Identity, user_id: str) -> list[RowOp]:
+    """Return the steps by which a user leaves all organisations.
+
+    Raises:
+        LastOwner
+    """
+    orgs = org_entities(identity.app.manifest)
+    if orgs is None:
+        return []
+    steps: list[RowOp] = []
+    query = Query(equal("userId", user_id), _ORGS)
+    for row_id, row in _find(identity, orgs.member, query):
+        membership = orjson.loads(row)
+        steps += _leave(identity, orgs, row_id, membership["orgId"], membership["role"])
+    return steps
+
+
+def _leave(
+    identity: Identity, orgs: OrgEntities, row_id: str, org_id: str, role: str
+) -> list[RowOp]:
+    leave: RowOp = DeleteRow(orgs.member.name, row_id, ADMIN)
+    if role != OWNER:
+        return [leave]
+    of_org = equal("orgId", org_id)
+    owners = _find(identity, orgs.member, Query(and_(of_org, equal("role", OWNER)), 2))
+    other = next((owner_id for owner_id, _ in owners if owner_id != row_id), None)
+    if other is None:
+        members = _find(identity, orgs.member, Query(of_org, 2))
+        if len(members) > 1:
+            raise LastOwner(
+                "You are the only owner of an organisation that has other members",
+                hint="Make another member an owner first, or delete the organisation",
+            )
+        invites = _find(identity, orgs.invite, Query(of_org, limits.ACCOUNT_STEP_ROWS))
+        return [
+            *(DeleteRow(orgs.invite.name, invite_id, ADMIN) for invite_id, _ in invites),
+            leave, DeleteRow(orgs.org.name, org_id, ADMIN),
+        ]
+    found = identity.store.point(lambda reader: reader.get_version(orgs.member.name, other))
+    if found is None or found[1] is None:
+        raise NotFound("The other owner has left meanwhile")
+    stays = UpdateRow(orgs.member.name, other, {"role": OWNER}, ADMIN, if_match=found[1])
+    return [stays, leave]
