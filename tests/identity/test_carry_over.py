@@ -19,6 +19,7 @@ from pylon.bus.messages import SessionRevoked
 from pylon.errors import UniqueViolation
 from pylon.storage.auth_ops import Condition
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
+from tests.support.authenticator import put_user
 from tests.support.manifests import field, sign_in_app
 from workers.identity.carry_jobs import carry_out_jobs
 from workers.identity.carry_over import Carry, plan_carry
@@ -61,6 +62,11 @@ def stage(tmp_path: Path) -> Iterator[ApiStage]:
 def facts_of(stage: ApiStage, token: str) -> CallFacts:
     me = stage.call("GET", "/api/auth/me", token=token).json
     return CallFacts(AuthContext(me["user_id"], is_guest=me.get("is_guest", False)))
+
+
+@pytest.fixture(autouse=True)
+def account(stage: ApiStage) -> None:
+    put_user(stage, USER)
 
 
 def insert(stage: ApiStage, entity: str, **row: Any) -> str:

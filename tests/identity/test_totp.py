@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,10 +12,11 @@ import pytest
 
 from pylon import limits
 from pylon.auth.keys import Keys
+from pylon.auth_context import AuthContext
 from pylon.errors import AccountLocked, InvalidTotpCode, RecordConflict, TotpRequired
-from pylon.storage.auth_ops import CheckRecords, Condition, PutRecord, SetRecords
+from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords, PutRecord, SetRecords
 from pylon.storage.ops import Transact
-from tests.support.api import ApiStage
+from tests.support.api import ApiStage, serve_api
 from tests.support.authenticator import (
     PAGE,
     Authenticator,
@@ -23,12 +25,19 @@ from tests.support.authenticator import (
     enroll,
     first_factor,
     now_s,
+    put_user,
     who_is,
 )
+from tests.support.manifests import sign_in_app
 from workers.identity import totp
 
 pytestmark = pytest.mark.stores
 USER = "a" * 40
+
+
+@pytest.fixture(autouse=True)
+def account(stage: ApiStage) -> None:
+    put_user(stage, USER)
 
 
 def records(stage: ApiStage, table: str, user_id: str = USER) -> list[dict[str, Any]]:
@@ -266,11 +275,7 @@ def test_the_steps_of_the_first_factor_are_carried_out_with_the_challenge(
 
 
 def lock(stage: ApiStage) -> None:
-    users = {
-        "user_id": USER, "created_at": 1, "tokens_valid_from": None, "locked_at": 1,
-        "lock_reason": None, "last_sign_in_at": None,
-    }
-    stage.identity.writer.submit(Transact([PutRecord("users", users, replace=True)]))
+    put_user(stage, USER, locked_at=1)
 
 
 def test_a_locked_account_gets_neither_session_nor_challenge(stage: ApiStage) -> None:
@@ -317,8 +322,42 @@ def test_an_authenticator_that_is_enrolled_meanwhile_counts(
 
 def test_a_lock_that_comes_meanwhile_counts(stage: ApiStage, interrupt: Any) -> None:
     interrupt("PutSession", lambda: lock(stage))
-    with pytest.raises((AccountLocked, RecordConflict)):
+    with pytest.raises(AccountLocked):
         first_factor(stage, USER)
+    assert records(stage, "sessions") == []
+
+
+def test_an_account_that_is_deleted_meanwhile_gets_no_session(
+    stage: ApiStage, interrupt: Any
+) -> None:
+    gone = DropRecords("users", [Condition("user_id", "=", USER)])
+    interrupt("PutSession", lambda: stage.identity.writer.submit(Transact([gone])))
+    with pytest.raises(RecordConflict):
+        first_factor(stage, USER)
+    assert records(stage, "sessions") == []
+
+
+def test_a_guest_brings_rows_along_after_the_second_factor(tmp_path: Path) -> None:
+    folder = tmp_path / "guests"
+    folder.mkdir()
+    with serve_api(folder, sign_in_app() | {"references": "none"}) as stage:
+        put_user(stage, USER)
+        app, _ = enroll(stage, stage.user(USER))
+        guest = stage.guest()
+        guest_id = who_is(stage, guest)
+        todo = {"title": "mine", "authorId": guest_id}
+        row_id = stage.call("POST", "/api/entities/Todo", todo, guest).json["id"]
+        challenge = challenge_of(stage, USER, auth=AuthContext(user_id=guest_id, is_guest=True))
+        assert who_is(stage, guest) == guest_id  # nothing is carried before the code
+        done = answer(
+            stage, challenge, app.code(now_s(stage)), {"Authorization": f"Bearer {guest}"}
+        )
+        assert done.json["carried"] == {"moved": 1, "skipped": 0}
+        row = stage.call("GET", f"/api/entities/Todo/{row_id}", token=done.json["token"])
+        assert row.json["authorId"] == USER
+        stage.clock.advance(1)  # other workers remember a caller for less
+        assert who_is(stage, guest) is None
+        assert any("SessionRevoked" in repr(signal) for signal in stage.signals)
 
 
 def test_a_device_that_is_dropped_meanwhile_is_asked(stage: ApiStage, interrupt: Any) -> None:

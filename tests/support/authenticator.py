@@ -15,10 +15,12 @@ from typing import Any
 import orjson
 
 from pylon.auth.transactions import Step
-from pylon.auth_context import AuthContext
+from pylon.auth_context import ANONYMOUS, AuthContext
 from pylon.bus.identity import CallFacts
 from pylon.clock import NS_PER_S
 from pylon.errors import TotpRequired
+from pylon.storage.auth_ops import PutRecord
+from pylon.storage.ops import Transact
 from tests.support.api import ApiStage
 from workers.identity.identity import Call
 from workers.identity.sign_in import finish_sign_in
@@ -57,14 +59,23 @@ def enroll(stage: ApiStage, token: str) -> tuple[Authenticator, str]:
     return app, verified.json["token"]
 
 
+def put_user(stage: ApiStage, user_id: str, *, locked_at: int | None = None) -> None:
+    """Store the record of an account, as a registration does."""
+    users = {
+        "user_id": user_id, "created_at": 1, "tokens_valid_from": None, "locked_at": locked_at,
+        "lock_reason": None, "last_sign_in_at": None,
+    }
+    stage.identity.writer.submit(Transact([PutRecord("users", users, replace=True)]))
+
+
 def first_factor(
     stage: ApiStage, user_id: str, steps: Sequence[Step] = (), *, method: str = "password",
     cookies: Mapping[str, str] | None = None, code: str | None = None,
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None, auth: AuthContext = ANONYMOUS,
 ) -> dict[str, Any]:
     """Return the answer to a right first factor: that of a flow which has just checked it."""
     facts = CallFacts(
-        AuthContext(), address="127.0.0.1", device="Firefox on Linux", cookies=dict(cookies or {})
+        auth, address="127.0.0.1", device="Firefox on Linux", cookies=dict(cookies or {})
     )
     answer = finish_sign_in(
         stage.identity, Call(b"", {}, facts), user_id, method, steps, extra=extra, code=code

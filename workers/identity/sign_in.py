@@ -3,7 +3,8 @@
 A flow that has checked a first factor (password, code, link, reset, provider, invite) calls
 `finish_sign_in` with the conditional steps that use the factor up. If the account has an
 authenticator and the browser is not trusted, it stores a challenge in the same transaction and
-raises `TotpRequired`. Else it stores the session. `complete_challenge` ends the sign-in later.
+raises `TotpRequired`. Else it stores the session. `complete_challenge` ends the sign-in later. A
+guest who signs in brings their rows along (`carry_over`).
 
 Invariants: no other module makes a session from a first factor, so no first factor goes round the
 second one. The transaction checks again whether a code is asked for: an authenticator that is
@@ -98,6 +99,7 @@ def finish_sign_in(
                 identity, call, user_id, methods, [*steps, *checks], extra or {}
             )
         except RecordConflict:
+            refuse_locked(identity, user_id)
             if not _has_changed(identity, call, user_id, factors, trust):
                 raise
     raise Unavailable("The account changes meanwhile: try again")
@@ -179,6 +181,13 @@ def _locked(user_id: str) -> list[Condition]:
     return [Condition("user_id", "=", user_id), Condition("locked_at", "not null")]
 
 
+def _is_open(user_id: str) -> CheckRecords:
+    """Return the step that holds while there is an account, and nobody has locked it."""
+    return CheckRecords(
+        "users", [Condition("user_id", "=", user_id), Condition("locked_at", "null")], 1
+    )
+
+
 def _has_changed(
     identity: Identity, call: Call, user_id: str, factors: Factors, trust: Step | None
 ) -> bool:
@@ -195,7 +204,7 @@ def _ask(
     challenge = _PREFIX + random_token(identity)
     now_s = identity.now_s()
     commit(identity, [
-        *steps, CheckRecords("users", _locked(user_id), 0),
+        *steps, _is_open(user_id),
         PutRecord("tokens", {
             "hash": hash_token(challenge), "purpose": CHALLENGE, "user_id": user_id,
             "email_key": None, "data": msgspec.json.encode(waiting).decode(), "attempts": 0,
@@ -216,7 +225,7 @@ def _store_session(
     session = identity.issuer.issue(user_id, device=call.facts.device, methods=methods)
     known, known_cookies = remember_device(identity, call, user_id)
     used = [
-        *steps, CheckRecords("users", _locked(user_id), 0), session.put,
+        *steps, _is_open(user_id), session.put,
         SetRecords(
             "users", [Condition("user_id", "=", user_id)],
             {"last_sign_in_at": identity.now_s()},
