@@ -1,0 +1,124 @@
+"""C5: passwords against a server: what times reveal, what large ones cost (spec/identity.md §5)."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.support.manifests import sign_in_app
+from tests.support.server import PylonServer
+
+LOGIN: Final = "/api/auth/password/login"
+REGISTER: Final = "/api/auth/password/register"
+RESET: Final = "/api/auth/password/reset/request"
+PASSWORD: Final = "four random words here"
+SAMPLES: Final = 200
+ROUNDS: Final = 3  # a busy machine may spoil one
+NO_DIFFERENCE: Final = 0.01  # the least p of a Mann-Whitney test that passes
+CLOSE: Final = 0.05  # of two medians
+
+
+@pytest.fixture(scope="module")
+def server(
+    processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PylonServer]:
+    folder: Path = tmp_path_factory.mktemp("passwords")
+    made = PylonServer(folder, sign_in_app(), {
+        "PYLON_AUTH_RATES": "false", "PYLON_REQUIRE_EMAIL_VERIFICATION": "true",
+        "PYLON_EMAIL_PROVIDER": "file", "PYLON_EMAIL_FROM": "noreply@example.com",
+        "PYLON_EMAIL_FOLDER": str(folder / "mails"), "PYLON_HTTP_WORKERS": "1",
+    })
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+class Client:
+    """One connection that stays open, so that only the server's own time is measured."""
+
+    def __init__(self, server: PylonServer) -> None:
+        self._connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+
+    def post(self, path: str, body: Any) -> tuple[int, float]:
+        """Send a request. Returns the status and the seconds until the answer was there."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        started_s = time.perf_counter()
+        self._connection.request("POST", path, raw, {"Content-Type": "application/json"})
+        answer = self._connection.getresponse()
+        answer.read()
+        return answer.status, time.perf_counter() - started_s
+
+
+def rank_sum_p(ones: list[float], others: list[float]) -> float:
+    """The two-sided p of a Mann-Whitney test (the normal approximation; ties do not occur)."""
+    both = sorted([(value, 0) for value in ones] + [(value, 1) for value in others])
+    ranks = sum(rank for rank, (_, group) in enumerate(both, 1) if group == 0)
+    n, m = len(ones), len(others)
+    u = ranks - n * (n + 1) / 2
+    z = (u - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12)
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
+def test_the_judge_finds_a_difference_of_a_tenth() -> None:
+    noise = [1.0 + 0.2 * math.sin(n * 12.9898) for n in range(SAMPLES)]
+    assert rank_sum_p(noise, [1.1 * value for value in noise[::-1]]) < NO_DIFFERENCE
+    assert rank_sum_p(noise[::2], noise[1::2]) > NO_DIFFERENCE
+
+
+def compare(
+    client: Client, path: str, body_of: Callable[[bool, int], Any], status: int
+) -> tuple[float, float, float]:
+    """Ask for known and unknown addresses by turns. Returns both medians and the p."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(SAMPLES):
+        order = (True, False) if number % 2 else (False, True)
+        for is_known in order:
+            found, spent_s = client.post(path, body_of(is_known, number))
+            assert found == status
+            times[is_known].append(spent_s)
+    return (
+        statistics.median(times[True]), statistics.median(times[False]),
+        rank_sum_p(times[True], times[False]),
+    )
+
+
+@pytest.mark.parametrize("kind", ["login", "reset", "register"])
+def test_times_do_not_tell_whether_an_address_has_an_account(
+    server: PylonServer, kind: str
+) -> None:
+    """Attack 9: 200 requests of each kind, known and unknown by turns."""
+    client = Client(server)
+    body = {"email": f"{kind}@example.com", "password": PASSWORD}
+    assert client.post(REGISTER, body)[0] == 202
+    seen = []
+    gc.disable()
+    try:
+        for round_ in range(ROUNDS):
+
+            def body_of(is_known: bool, n: int, round_: int = round_) -> Any:
+                name = kind if is_known else f"no{kind}{round_}x{n}"
+                email = f"{name}@example.com"
+                return {"email": email} if kind == "reset" else {
+                    "email": email, "password": "another password"
+                }
+
+            path = {"login": LOGIN, "reset": RESET, "register": REGISTER}[kind]
+            known_s, unknown_s, p = compare(
+                client, path, body_of, {"login": 401, "reset": 200, "register": 202}[kind]
+            )
+            seen.append((round(known_s * 1e3, 3), round(unknown_s * 1e3, 3), round(p, 4)))
+            if p > NO_DIFFERENCE and abs(known_s / unknown_s - 1) < CLOSE:
+                return
+    finally:
+        gc.enable()
+    pytest.fail(f"medians of known and unknown in ms, and p: {seen}")
