@@ -7,6 +7,7 @@ import http.client
 import json
 import math
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -122,3 +123,41 @@ def test_times_do_not_tell_whether_an_address_has_an_account(
     finally:
         gc.enable()
     pytest.fail(f"medians of known and unknown in ms, and p: {seen}")
+
+
+def test_a_huge_password_is_refused_without_a_hash(server: PylonServer) -> None:
+    """Attack 15: 10 MB, 64 KiB and 1,025 bytes."""
+    client = Client(server)
+    email = "huge@example.com"
+    long = {"email": email, "password": "x" * 1_025}
+    assert client.post(REGISTER, long)[0] == 400
+    assert client.post(LOGIN, {"email": email, "password": "x" * 65_536})[0] == 413
+    body = json.dumps({"email": email, "password": "x" * 10_000_000}).encode()
+    assert server.request("POST", LOGIN, body)[0] == 413
+    assert client.post(LOGIN, long)[0] == 401
+
+
+def test_a_rush_of_sign_ins_is_bounded_and_reads_go_on(server: PylonServer) -> None:
+    """Attack 15: 160 sign-ins at once. The queue takes 64, the others get 503 with Retry-After."""
+    answers: list[tuple[int, str | None]] = []
+
+    def sign_in(number: int) -> None:
+        status, _, headers = server.request(
+            "POST", LOGIN, {"email": f"rush{number}@example.com", "password": PASSWORD}
+        )
+        answers.append((status, headers.get("retry-after")))
+
+    threads = [threading.Thread(target=sign_in, args=(n,)) for n in range(160)]
+    for thread in threads:
+        thread.start()
+    reads = 0
+    while any(thread.is_alive() for thread in threads):
+        assert server.request("GET", "/api/auth/me")[0] == 200
+        reads += 1
+    for thread in threads:
+        thread.join(60)
+    assert reads > 3
+    assert {status for status, _ in answers} <= {401, 503}
+    assert all(retry == "1" for status, retry in answers if status == 503)
+    assert any(status == 401 for status, _ in answers)  # a busy machine drops those that wait long
+    assert server.request("POST", LOGIN, {"email": "a@example.com", "password": PASSWORD})[0] == 401

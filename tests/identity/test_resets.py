@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from pylon import metrics
 from pylon.mail.message import Mail, decode
 from pylon.storage.auth_ops import Condition, PutRecord
+from pylon.storage.ops import Transact
 from tests.identity.test_passwords import (
     CHANGE,
     LOGIN,
@@ -20,7 +26,8 @@ from tests.identity.test_passwords import (
     strict,
     user_row,
 )
-from tests.support.api import ADMIN_TOKEN, ApiStage
+from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
+from tests.support.manifests import sign_in_app
 
 __all__ = ["strict"]
 pytestmark = pytest.mark.stores
@@ -143,6 +150,58 @@ def test_the_records_of_an_unknown_address_are_no_link(stage: ApiStage) -> None:
     found = stage.identity.store.point(lambda reader: reader.records("tokens", []))
     assert {record["purpose"] for record in found} == {"decoy"}
     assert all(int(record["expires_at"] or 0) <= stage.identity.now_s() for record in found)
+
+
+@pytest.mark.parametrize("kind", ["login", "reset", "register"])
+def test_known_and_unknown_addresses_cost_the_same_work(tmp_path: Path, kind: str) -> None:
+    """Attack 9, without a clock: hashes, reads of the store, and steps of transactions."""
+    environ = {"PYLON_REQUIRE_EMAIL_VERIFICATION": "true"}
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        known, unknown = f"known@{kind}.com", f"unknown@{kind}.com"
+        stage.call("POST", REGISTER, {"email": known, "password": PASSWORD})
+        path = {"login": LOGIN, "reset": REQUEST, "register": REGISTER}[kind]
+        work = []
+        for email in (known, unknown):
+            with watched(stage) as seen:
+                stage.call("POST", path, {"email": email, "password": "another password"})
+            work.append(seen())
+        assert work[0] == work[1], kind
+        hashes, reads, steps = work[0]
+        assert hashes == (kind != "reset") and reads > 0 and steps
+
+
+@contextmanager
+def watched(stage: ApiStage) -> Iterator[Callable[[], tuple[float, int, list[int]]]]:
+    """Count the hashes, the reads of the store and the steps of each write."""
+    direct: Any = stage.services.identity.identity
+    counting = CountingStore(stage.identity.store)
+    made = metrics.PASSWORD_HASHES.labels("made")
+    before, first = made._value.get(), len(stage.writer.seen)
+    direct.identity = dataclasses.replace(stage.identity, store=counting)
+
+    def seen() -> tuple[float, int, list[int]]:
+        ops: list[Any] = stage.writer.seen[first:]
+        return (
+            made._value.get() - before, counting.reads,
+            [len(op.ops) if isinstance(op, Transact) else 1 for op in ops],
+        )
+
+    try:
+        yield seen
+    finally:
+        direct.identity = stage.identity
+
+
+class CountingStore:
+    """A store that counts the reads of a flow."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.reads = 0
+
+    def point(self, read: Any) -> Any:
+        self.reads += 1
+        return self._store.point(read)
 
 
 def test_the_mail_goes_to_the_stored_address(stage: ApiStage) -> None:

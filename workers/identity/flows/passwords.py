@@ -45,6 +45,7 @@ from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords, PutReco
 from workers.identity import codes, rates
 from workers.identity.accounts import EMAIL, find_account, new_user
 from workers.identity.commit import commit
+from workers.identity.decoys import complete_reads, decoy_steps
 from workers.identity.identity import Call, Identity
 from workers.identity.known_devices import known_device
 from workers.identity.rates import return_units, take_rates
@@ -54,6 +55,7 @@ from workers.identity.stored_addresses import public_url, stored_address
 METHOD: Final = "password"  # of a session
 _NOBODY: Final = "nobody"  # no user has this id
 _TRIES: Final = 3
+_NEW_ACCOUNT_STEPS: Final = 5  # row, user, identity, password, code
 _VERIFY_S: Final = 600  # of the code that a new account gets
 _TYPED_CHARS: Final = 254  # of an address that is none, as a subject of rates
 
@@ -117,10 +119,12 @@ def _register_unverified(
     """Make an account that cannot sign in before its address is verified. If the address is taken,
     its owner gets a mail about that, and the answer is the same."""
     account = find_account(identity, email)
+    complete_reads(identity, email, account)
     if account is not None and account.has_identity:
         to = stored_address(identity, account.user_id) or email.text
         url = public_url(identity, "/reset-password")
         steps: list[Step] = [
+            *decoy_steps(identity, _NEW_ACCOUNT_STEPS),
             *identity.mails.notices("ACCOUNT_EXISTS", to, url=url),
             audit(identity, call, "sign_up", account.user_id, reason=EmailTaken.code),
         ]

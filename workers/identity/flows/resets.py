@@ -20,10 +20,11 @@ from pylon.auth.email_address import parse_email
 from pylon.auth.transactions import carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import InvalidEmail, RecordConflict, RecordExists
-from pylon.storage.auth_ops import PutRecord
 from workers.identity import codes, rates
 from workers.identity.accounts import find_account, has_credentials, prove_mailbox
 from workers.identity.commit import commit
+from workers.identity.decoys import PURPOSE as DECOY
+from workers.identity.decoys import complete_reads, decoy_steps
 from workers.identity.flows.passwords import (
     audit,
     checked_password,
@@ -39,7 +40,6 @@ from workers.identity.stored_addresses import public_url, stored_address
 PURPOSE: Final = "password_reset"  # of `tokens`
 METHOD: Final = "password_reset"  # of a session
 _LIFE_S: Final = 30 * 60
-_DECOY: Final = "decoy"  # a purpose that no flow asks for
 _PATH: Final = "/reset-password?token="
 
 
@@ -61,30 +61,24 @@ def request(identity: Identity, call: Call) -> IdentityAnswer:
     except InvalidEmail:
         return json_answer({"sent": True})
     account = find_account(identity, email)
+    complete_reads(identity, email, account)
     user_id = None if account is None else account.user_id
     to = stored_address(identity, user_id)
     link = codes.make_link(
-        identity, PURPOSE if to is not None else _DECOY, _LIFE_S if to is not None else 0,
+        identity, PURPOSE if to is not None else DECOY, _LIFE_S if to is not None else 0,
         email_key=email.key, user_id=user_id, data={"email": email.text},
     )
     mail = identity.mails.put(
         "PASSWORD_RESET", to or email.text, _LIFE_S, url=public_url(identity, _PATH + link.secret)
     )
     carry_out(identity.writer.submit, [
-        *link.steps, mail if to is not None else _decoy_of(mail, identity.now_s()),
+        *link.steps,
+        *([mail] if to is not None else decoy_steps(identity, 1, str(mail.values["sealed"]))),
         audit(identity, call, "password_reset_request", user_id),
     ])
     if to is not None:
         identity.wake_mail()
     return json_answer({"sent": True})
-
-
-def _decoy_of(mail: PutRecord, now_s: int) -> PutRecord:
-    """Return a record of the size of a mail, which is none, and which has expired."""
-    return PutRecord("tokens", {
-        "hash": str(mail.values["id"]), "purpose": _DECOY, "data": str(mail.values["sealed"]),
-        "attempts": 0, "created_at": now_s, "expires_at": now_s,
-    })
 
 
 def complete(identity: Identity, call: Call) -> IdentityAnswer:
