@@ -8,7 +8,8 @@ from typing import Final
 import pytest
 
 from pylon.api.identity import forwarding, routes
-from pylon.api.identity.routes import ROUTES, IdentityRoute
+from pylon.api.identity.route import IdentityRoute, Who
+from pylon.api.identity.routes import ROUTES
 from pylon.auth.cookies import DEVICE, identity_cookie_name, identity_cookies
 from pylon.auth_context import ADMIN, ANONYMOUS, AuthContext, Caller
 from pylon.errors import AuthRequired, Forbidden, PylonError
@@ -38,7 +39,7 @@ def test_each_route_has_a_flow_and_each_flow_a_route() -> None:
     ("admin", Caller(ADMIN), None),
 ])
 def test_callers_that_a_route_refuses(
-    who: routes.Who, caller: Caller, error: type[PylonError] | None
+    who: Who, caller: Caller, error: type[PylonError] | None
 ) -> None:
     route = IdentityRoute("POST", "/api/x", "x", who, "X", {200: None})
     if error is None:

@@ -159,11 +159,18 @@ def prove_mailbox(identity: Identity, account: Account, email: EmailAddress) -> 
     steps.append(DropRecords("tokens", [of_user, Condition("purpose", "!=", _REVERT)]))
     steps.append(DropRecords("identities", [of_user, Condition("kind", "!=", EMAIL)]))
     steps += end_credentials_of(user_id, now_s)
-    entity = _user_entity(identity)
-    if entity is not None and "emailVerified" in entity.by_name:
-        stamp = {"emailVerified": _time_of(entity, "emailVerified", now_s)}
-        steps.append(UpdateRow(entity.name, user_id, stamp, ADMIN))
+    stamp = verified_stamp(identity)
+    if stamp:
+        steps.append(UpdateRow(identity.app.manifest.auth.user_entity, user_id, stamp, ADMIN))
     return steps
+
+
+def verified_stamp(identity: Identity) -> dict[str, Any]:
+    """Return the fields of a user's row that say that the address is verified now."""
+    entity = _user_entity(identity)
+    if entity is None or "emailVerified" not in entity.by_name:
+        return {}
+    return {"emailVerified": _time_of(entity, "emailVerified", identity.now_s())}
 
 
 def has_credentials(identity: Identity, user_id: str) -> bool:

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import html
 from typing import Final
+from urllib.parse import urlsplit
 
 from pylon.bus.identity import IdentityAnswer
 
+_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; "
+    "form-action 'self'"
+)
 _HEADERS: Final = (
-    ("content-security-policy",
-     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; "
-     "base-uri 'none'"),
     ("referrer-policy", "no-referrer"),
-    ("x-frame-options", "DENY"),
     ("x-robots-tag", "noindex"),
 )
 _STYLE: Final = (
@@ -31,10 +32,14 @@ _STYLE: Final = (
 
 
 def button_page(
-    title: str, text: str, button: str, action: str, token: str, nonce: str,
+    title: str, text: str, button: str, action: str, token: str, nonce: str, leads_to: str,
     cookies: tuple[str, ...] = (),
 ) -> IdentityAnswer:
-    """Return a page with one button, which posts the token to `action`."""
+    """Return a page with one button, which posts the token to `action`.
+
+    Args:
+        leads_to: where the answer to the form redirects. Browsers apply form-action to it too.
+    """
     fields = "".join(
         f'<input type="hidden" name="{name}" value="{html.escape(value)}">'
         for name, value in (("token", token), ("nonce", nonce))
@@ -43,7 +48,7 @@ def button_page(
         f"<p>{html.escape(text)}</p>"
         f'<form method="post" action="{html.escape(action)}">{fields}'
         f"<button>{html.escape(button)}</button></form>"
-    ), 200, cookies)
+    ), 200, cookies, _origin_of(leads_to))
 
 
 def message_page(title: str, text: str, status: int = 200) -> IdentityAnswer:
@@ -51,7 +56,16 @@ def message_page(title: str, text: str, status: int = 200) -> IdentityAnswer:
     return _page(title, f"<p>{html.escape(text)}</p>", status)
 
 
-def _page(title: str, body: str, status: int, cookies: tuple[str, ...] = ()) -> IdentityAnswer:
+def _origin_of(url: str) -> str:
+    """Return the origin of an absolute URL, or an empty text for a path."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else ""
+
+
+def _page(
+    title: str, body: str, status: int, cookies: tuple[str, ...] = (), form_origin: str = ""
+) -> IdentityAnswer:
+    policy = f"{_POLICY} {form_origin}".rstrip()
     return IdentityAnswer(
         (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -59,5 +73,6 @@ def _page(title: str, body: str, status: int, cookies: tuple[str, ...] = ()) -> 
             f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
             f"<body><main><h1>{html.escape(title)}</h1>{body}</main></body></html>\n"
         ).encode(),
-        status, content_type="text/html; charset=utf-8", cookies=cookies, headers=_HEADERS,
+        status, content_type="text/html; charset=utf-8", cookies=cookies,
+        headers=(("content-security-policy", policy), *_HEADERS),
     )

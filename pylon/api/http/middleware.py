@@ -41,6 +41,7 @@ _log = get_logger("http")
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
 _VARY_LINE: Final = b"vary: Origin\r\n"
+_REFERRER_LINE: Final = b"referrer-policy: strict-origin-when-cross-origin\r\n"
 _PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
@@ -134,6 +135,8 @@ class RequestMiddleware:
             if getattr(context, "has_vary", False) and _VARY_LINE in lines:
                 lines = lines.replace(_VARY_LINE, b"")
                 resp.append_header("vary", "Origin")  # one field for both
+            if resp.get_header("referrer-policy") is not None:  # a page has a stricter one
+                lines = lines.replace(_REFERRER_LINE, b"")
             if request_id is not None:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
             if origin is None:
@@ -144,7 +147,8 @@ class RequestMiddleware:
         else:
             for name, value in self._api_headers if is_api else self._plain_headers:
                 add = resp.append_header if name == "vary" else resp.set_header
-                add(name, value)
+                if name != "referrer-policy" or resp.get_header(name) is None:
+                    add(name, value)
             for name, value in self._origins.cors(origin):
                 resp.set_header(name, value)
             if request_id is not None:

@@ -25,7 +25,8 @@ from pylon.api.http.body import decode_json, read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import read_text
 from pylon.api.http.route_access import MethodAccess, Methods
-from pylon.api.identity.routes import ROUTES, IdentityRoute
+from pylon.api.identity.route import IdentityRoute
+from pylon.api.identity.routes import ROUTES
 from pylon.api.services import IdentityServices
 from pylon.auth.cookies import identity_cookies
 from pylon.auth.devices import device_label

@@ -1,9 +1,9 @@
 """The routes of sign-in: the action of the identity process that each one calls, and its callers.
 
-`ROUTES` is the only list. `pylon.api.identity.forwarding` makes falcon resources of it,
-`pylon.openapi.identity` operations, and the identity process reads from it which actions need a
-fresh sign-in. A new flow is one line here, its body and its answer in a module of bodies, and
-one line in `workers.identity.actions`.
+`ROUTES` is the only list; `mail_routes` has a part of it. `pylon.api.identity.forwarding` makes
+falcon resources of it, `pylon.openapi.identity` operations, and the identity process reads from it
+which actions need a fresh sign-in. A new flow is one line here, its body and its answer in a module
+of bodies, and one line in `workers.identity.actions`.
 
 Invariants: a pair of method and path stands here once, and so does an action. Bodies and answers
 are structs, so the OpenAPI document describes what is sent.
@@ -12,9 +12,7 @@ are structs, so the OpenAPI document describes what is sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final
 
 from pylon import errors
 from pylon.api.identity import api_key_bodies as keys
@@ -22,45 +20,8 @@ from pylon.api.identity import password_bodies as bodies
 from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.account_bodies import AccountDeleted, AccountExport, AuditEntry
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
-from pylon.body_types import BodyType
-from pylon.config import Config
-from pylon.errors import PylonError
-from pylon.rates import Rate
-
-# "anyone"; "user": any signed-in caller, also by API key; "session": no API key and no JWT;
-# "fresh": a session whose sign-in is not older than `auth.reauth_s`; "admin".
-Who = Literal["anyone", "user", "session", "fresh", "admin"]
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityRoute:
-    """One method of one path.
-
-    Attributes:
-        action: a key of the identity process's table of actions.
-        answers: the type of the body by status; None: no JSON (a page, or a redirect).
-        raises: the errors of its flow, for the OpenAPI document.
-        rate: the rate of client addresses, which the HTTP worker spends first.
-        params: the query parameters that the flow reads. Those of the path come by themselves.
-        required: members of the body that the flow requires, though its type does not.
-        takes_form: also takes a form of our own pages, whose fields become members of the body.
-        takes_any_origin: also takes requests of foreign pages: the flow has its own state.
-    """
-
-    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
-    path: str
-    action: str
-    who: Who
-    summary: str
-    answers: dict[int, Any]
-    body: BodyType[Any] | None = None
-    raises: tuple[type[PylonError], ...] = ()
-    rate: Callable[[Config], Rate] | None = None
-    params: tuple[str, ...] = ()
-    required: tuple[str, ...] = ()
-    takes_form: bool = False
-    takes_any_origin: bool = False
-
+from pylon.api.identity.mail_routes import MAIL_ROUTES
+from pylon.api.identity.route import IdentityRoute
 
 TOTP_ERRORS: Final = (
     errors.InvalidTotpCode, errors.MissingCode, errors.InvalidData, errors.RateLimited,
@@ -217,6 +178,7 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         {200: list[AuditEntry]}, raises=(errors.InvalidQuery,),
         params=("user_id", "tenant_id", "action", "before", "limit"),
     ),
+    *MAIL_ROUTES,
 )
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}
 

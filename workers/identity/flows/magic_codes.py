@@ -1,0 +1,50 @@
+"""Magic codes: sign-in by a six-digit code from a mail (spec/http.md §3.11.2, identity.md §1.4).
+
+`send` does the same for known and unknown addresses: an unknown one becomes an account with
+`verify`. Both check the rates first, in the store.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pylon.api.identity.mail_bodies import SendBody, VerifyCodeBody
+from pylon.auth.transactions import carry_out
+from pylon.bus.identity import IdentityAnswer, json_answer
+from workers.identity import rates
+from workers.identity.codes import SIGN_IN_CODE, find_code, invalid_code, make_code
+from workers.identity.identity import Call, Identity
+from workers.identity.mailboxes import sign_in_by_mailbox, typed_address
+from workers.identity.rates import take_rates
+
+CODE_S: Final = 600
+
+
+def send(identity: Identity, call: Call) -> IdentityAnswer:
+    """POST /api/auth/magic/send"""
+    email = typed_address(identity, call.decode(SendBody).email)
+    made = make_code(identity, SIGN_IN_CODE, email.key, CODE_S)
+    carry_out(identity.writer.submit, [
+        *take_rates(
+            identity, (rates.SEND_IP, call.facts.address), (rates.SEND_ADDRESS, email.key),
+            (rates.SEND_PAUSE, email.key),
+        ),
+        *made.steps,
+        identity.mails.put("MAGIC_CODE", email.text, CODE_S, code=made.secret),
+    ])
+    identity.wake_mail()
+    answer = {"sent": True, "email": email.text}
+    if identity.app.config.dev_mode:
+        answer["dev_code"] = made.secret
+    return json_answer(answer)
+
+
+def verify(identity: Identity, call: Call) -> IdentityAnswer:
+    """POST /api/auth/magic/verify"""
+    body = call.decode(VerifyCodeBody)
+    email = typed_address(identity, body.email)
+    carry_out(identity.writer.submit, take_rates(
+        identity, (rates.VERIFY_IP, call.facts.address), (rates.VERIFY_ACCOUNT, email.key)
+    ))
+    found = find_code(identity, SIGN_IN_CODE, email.key, body.code)
+    return sign_in_by_mailbox(identity, call, email, "magic_code", found.use, invalid_code)
