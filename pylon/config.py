@@ -92,6 +92,7 @@ class Config:
     email_folder: str | None
     email_templates_folder: str | None
     dashboard_url: str
+    hibp: bool
     pwned_file: str | None
     app: str | None
     static_dir: str | None

@@ -91,6 +91,7 @@ EMAIL_BYTES: Final = 254  # of an e-mail address (RFC 5321)
 PASSWORD_BYTES: Final = 1_024  # UTF-8
 CODE_ATTEMPTS: Final = 5  # of a code that a mail has
 LINK_PAGE_S: Final = 900  # of the cookie that binds a form to the page of a link
+HIBP_S: Final = 2.0  # for the answer of Have I Been Pwned
 MAIL_VALUE_CHARS: Final = 80  # of a value in a mail that people chose
 MAIL_TEMPLATE_BYTES: Final = 262_144  # of the file of a template
 MAILS_WAITING: Final = 20_000  # rows of the mail outbox

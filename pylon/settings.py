@@ -217,6 +217,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "PYLON_EMAIL_TEMPLATE_MAGIC_CODE_SUBJECT and _BODY win over it."),
     Setting("PYLON_DASHBOARD_URL", "dashboard_url", url_or_path, "/",
             "Where a browser goes after a magic link that named no page."),
+    Setting("PYLON_HIBP", "hibp", _bool, "false",
+            "Ask Have I Been Pwned whether a new password was stolen. It gets five digits of the "
+            "hash; without its answer within 2 s the password is accepted."),
     Setting("PYLON_PWNED_FILE", "pwned_file", _text, None,
             "A sorted file of SHA-1 hashes of stolen passwords, for example that of Have I Been "
             "Pwned ordered by hash; a new password that is in it is refused."),

@@ -6,7 +6,7 @@ password. PRECIS refuses the invisible characters that join emoji (U+200D, the v
 the tags of flags); these are kept as they are, because people do use such emoji.
 
 `PasswordRules.check` refuses a new password that is too short, too common (`common_passwords.txt`),
-made of the app's name or of the address, or in the operator's list of stolen ones. There are no
+made of the app's name or of the address, or in a list of stolen ones. There are no
 rules of composition.
 
 Invariants: no password is in an error, a log or a repr. A password that was accepted once is
@@ -19,6 +19,7 @@ stolen passwords is configured: up to 40 short reads.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Final
 
 from precis_i18n import get_profile
 
-from pylon.auth.stolen_passwords import StolenPasswords, open_list
+from pylon.auth.stolen_passwords import StolenPasswords, open_list, stolen_password
 from pylon.config import Config
 from pylon.errors import PasswordTooLong, WeakPassword
 from pylon.limits import PASSWORD_BYTES
@@ -46,6 +47,7 @@ class PasswordRules:
     min_chars: int
     app_name: str
     stolen: StolenPasswords | None = None
+    is_stolen_online: Callable[[str], bool] | None = None  # with PYLON_HIBP
 
     def check(self, normal: str, email: str | None = None) -> None:
         """Refuse a new password that others guess.
@@ -71,6 +73,8 @@ class PasswordRules:
                 raise WeakPassword("The password is made of the e-mail address", hint=_LONGER)
         if self.stolen is not None:
             self.stolen.check(normal)
+        if self.is_stolen_online is not None and self.is_stolen_online(normal):
+            raise stolen_password()
 
 
 def password_rules(config: Config, manifest: Manifest) -> PasswordRules:

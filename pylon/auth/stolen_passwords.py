@@ -45,10 +45,7 @@ class StolenPasswords:
                 hint="An operator corrects PYLON_PWNED_FILE, or its disk",
             ) from ex
         if is_stolen:
-            raise PwnedPassword(
-                "The password is in a list of passwords that were stolen elsewhere",
-                hint="Use another password, and change it wherever else you use it",
-            )
+            raise stolen_password()
 
     def has_hash(self, digest: bytes) -> bool:
         """Whether the file has a line with the digest."""
@@ -79,6 +76,14 @@ class StolenPasswords:
         end = piece.find(b"\n", begin)
         line = piece[begin:] if end < 0 else piece[begin:end + 1]
         return before + begin, line
+
+
+def stolen_password() -> PwnedPassword:
+    """Return the error of a password that is in a list of stolen ones."""
+    return PwnedPassword(
+        "The password is in a list of passwords that were stolen elsewhere",
+        hint="Use another password, and change it wherever else you use it",
+    )
 
 
 def open_list(path: Path) -> StolenPasswords:

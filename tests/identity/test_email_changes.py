@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -160,3 +161,13 @@ def test_bad_addresses_are_refused(
     answer = stage.call("POST", REQUEST, body, token)
     assert (answer.status_code, code_of(answer)) == (status, code)
     assert stage.call("POST", REQUEST, {"newEmail": NEW}).status_code == 401
+
+
+def test_a_row_of_the_app_without_an_identity_can_change_its_address(stage: ApiStage) -> None:
+    stage.call("POST", "/api/entities/User", {"email": OLD}, stage.user("seed"))
+    row = stage.identity.store.point(lambda reader: reader.lookup("User", "email", OLD))
+    assert row is not None
+    body = change(stage, stage.user(json.loads(row)["id"]))
+    assert email_of(stage, body["token"]) == NEW
+    assert [each["subject"] for each in rows(stage, "identities")] == [NEW]
+    assert len(rows(stage, "users")) == 1

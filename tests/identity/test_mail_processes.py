@@ -65,6 +65,12 @@ def received_code(smtp: SmtpStage, address: str) -> str:
     return found[1]
 
 
+def token_of(mail: dict[str, Any]) -> str:
+    found = re.search(r"token=([0-9a-f]{64})", mail["text"])
+    assert found is not None
+    return found[1]
+
+
 def send(server: PylonServer, address: str) -> None:
     status, body, _ = server.request("POST", SEND, {"email": address})
     assert status == 200, body
@@ -113,6 +119,50 @@ def test_of_fifty_guesses_at_once_five_count(
     assert (statuses.count(401), statuses.count(429)) == (5, 45)
     right = {"email": "guess@example.com", "code": code}
     assert server.request("POST", VERIFY, right)[0] == 429, "the code is dead"
+
+
+def test_a_change_of_the_address_and_links_of_the_account_at_once(
+    server: PylonServer, folder: Path, tmp_path: Path
+) -> None:
+    """Attack 22: one change wins, and no link from before it signs in afterwards."""
+    old, new = "old@example.com", "new@example.com"
+    with smtp_server(tmp_path, port=smtp_port(folder)) as smtp:
+        send(server, old)
+        body = {"email": old, "code": received_code(smtp, old)}
+        session = server.request("POST", VERIFY, body)[1]["token"]
+        server.request("POST", "/api/auth/magic-link/send", {"email": old})
+        wait_until("the link", lambda: len(mails_to(smtp, old)) >= 2)
+        magic = token_of(mails_to(smtp, old)[-1])
+        path = "/api/auth/email/change/request"
+        assert server.request("POST", path, {"newEmail": new}, token=session)[0] == 200
+        wait_until("the mail to the new address", lambda: mails_to(smtp, new))
+        change = token_of(mails_to(smtp, new)[-1])
+        requests = [
+            ("/api/auth/email/change/confirm", change), ("/api/auth/magic-link/verify", magic),
+        ] * 15
+        with ThreadPoolExecutor(15) as pool:
+            answers = list(pool.map(
+                lambda each: (each[0], server.request("POST", each[0], {"token": each[1]})),
+                requests,
+            ))
+        by_path = {path: [answer for p, answer in answers if p == path] for path, _ in requests}
+        confirmed = [a for a in by_path["/api/auth/email/change/confirm"] if a[0] == 200]
+        assert len(confirmed) == 1
+        assert sum(a[0] == 200 for a in by_path["/api/auth/magic-link/verify"]) <= 1
+        assert {answer[0] for _, answer in answers} <= {200, 401, 409, 503}
+        user_id = confirmed[0][1]["user_id"]
+        emails = {row["email"]: row["id"] for row in server.rows("User").values()}
+        assert emails[new] == user_id
+        # A link that was used after the change made an account of its own, and none of this one.
+        assert emails.get(old) != user_id
+        revert = wait_until("the way back", lambda: [
+            mail for mail in mails_to(smtp, old) if "email-change/revert" in mail["text"]
+        ])
+    with ThreadPoolExecutor(10) as pool:
+        statuses = list(pool.map(lambda _: server.request(
+            "POST", "/api/auth/email/change/revert", {"token": token_of(revert[-1])}
+        )[0], range(10)))
+    assert statuses.count(200) == (0 if old in emails else 1)
 
 
 def test_a_mail_server_that_is_down_delays_mails_only(

@@ -14,6 +14,7 @@ from pylon.auth.email_address import EmailAddress, parse_email
 from pylon.auth.transactions import Step
 from pylon.bus.identity import IdentityAnswer
 from pylon.errors import MissingEmail, PylonError, RecordConflict, RecordExists, UserNotFound
+from pylon.storage.auth_ops import Condition, PutRecord
 from workers.identity.accounts import find_account, has_credentials, new_user, prove_mailbox
 from workers.identity.identity import Call, Identity
 from workers.identity.sign_in import finish_sign_in
@@ -56,6 +57,14 @@ def user_row(identity: Identity, user_id: str) -> dict[str, Any] | None:
         return None
     text = identity.store.point(lambda reader: reader.get(entity, user_id))
     return None if text is None else msgspec.json.decode(text, type=dict[str, Any])
+
+
+def user_record(identity: Identity, user_id: str) -> list[Step]:
+    """Return the step that makes the record of a user, if the row has none: the app inserted it."""
+    where = [Condition("user_id", "=", user_id)]
+    if identity.store.point(lambda reader: reader.count_records("users", where)):
+        return []
+    return [PutRecord("users", {"user_id": user_id, "created_at": identity.now_s()})]
 
 
 def sign_in_by_mailbox(

@@ -12,6 +12,7 @@ worker.drained, worker.failed. Started by `workers.template` (`pylon.roles`).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import signal
@@ -23,8 +24,9 @@ import gevent
 from gevent.event import Event
 
 from pylon import log
+from pylon.app import App
 from pylon.auth.issue import session_issuer
-from pylon.auth.password_rules import password_rules
+from pylon.auth.password_rules import PasswordRules, password_rules
 from pylon.auth.secret_key import read_keys
 from pylon.bus.calls import CallPort
 from pylon.bus.identity import CHANNEL
@@ -109,9 +111,22 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
     return services.Identity(
         app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
         hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
-        keys=keys, rules=password_rules(app.config, app.manifest), issuer=session_issuer(app),
+        keys=keys, rules=make_rules(app), issuer=session_issuer(app),
         mails=mails, wake_mail=woken.set, send_signal=SignalSender(booted.runtime).send,
     )
+
+
+def make_rules(app: App) -> PasswordRules:
+    """Return the rules of passwords, which ask the online list if the operator wants it.
+
+    Raises:
+        StartRefused: the file of stolen passwords cannot be read.
+    """
+    rules = password_rules(app.config, app.manifest)
+    if not app.config.hibp:
+        return rules
+    ranges = importlib.import_module("workers.identity.pwned_ranges")
+    return dataclasses.replace(rules, is_stolen_online=ranges.pwned_ranges())
 
 
 def make_delivery(identity: Any, woken: Event) -> Any:

@@ -45,7 +45,13 @@ from workers.identity.codes import (
 )
 from workers.identity.identity import Call, Identity
 from workers.identity.link_forms import link_page, public_url, require_own_form
-from workers.identity.mailboxes import TRIES, address_of_caller, typed_address, user_row
+from workers.identity.mailboxes import (
+    TRIES,
+    address_of_caller,
+    typed_address,
+    user_record,
+    user_row,
+)
 from workers.identity.pages import message_page
 from workers.identity.rates import take_rates
 from workers.identity.sign_in import audit_of, finish_sign_in
@@ -240,4 +246,4 @@ def _swap(identity: Identity, user_id: str, old: EmailAddress, new: EmailAddress
         steps.append(DropRecords(TABLE, [
             Condition("email_key", "=", address.key), Condition("purpose", "!=", REVERT_LINK)
         ]))
-    return [*steps, *end_credentials_of(user_id, now_s)]
+    return [*steps, *user_record(identity, user_id), *end_credentials_of(user_id, now_s)]

@@ -20,7 +20,7 @@ from workers.identity import rates
 from workers.identity.accounts import EMAIL, verified_stamp
 from workers.identity.codes import VERIFY_CODE, find_code, invalid_code, make_code
 from workers.identity.identity import Call, Identity
-from workers.identity.mailboxes import address_of_caller, user_row
+from workers.identity.mailboxes import address_of_caller, user_record, user_row
 from workers.identity.rates import take_rates
 
 CODE_S: Final = 600
@@ -80,7 +80,7 @@ def _stamp(identity: Identity, user_id: str, email: EmailAddress) -> list[Step]:
             {"verified_at": now_s}, 1,
         )]
     else:
-        steps = [PutRecord("identities", {
+        steps = [*user_record(identity, user_id), PutRecord("identities", {
             "kind": EMAIL, "subject": email.key, "user_id": user_id, "verified_at": now_s,
             "created_at": now_s,
         })]

@@ -51,7 +51,7 @@ def send(identity: Identity, call: Call) -> IdentityAnswer:
         *made.steps, identity.mails.put("MAGIC_LINK", email.text, LINK_S, url=url),
     ])
     identity.wake_mail()
-    answer = {"sent": True, "email": email.text}
+    answer: dict[str, bool | str] = {"sent": True}
     if identity.app.config.dev_mode:
         answer |= {"dev_token": made.secret, "dev_url": url}
     cookies = (NONCE_COOKIE.set(identity, nonce, LINK_S),) if "browser" in data else ()
