@@ -17,6 +17,7 @@ import pytest
 from falcon import testing
 
 from pylon.api.http.route_access import OPEN, RouteAccess
+from pylon.api.identity.routes import ROUTES as SIGN_IN_ROUTES
 from pylon.auth.api_keys import SHA256, new_api_key
 from pylon.auth_context import AuthContext, Caller
 from pylon.clock import SystemRandom
@@ -160,8 +161,9 @@ ROUTES: dict[tuple[str, str], tuple[str, Any, set[str] | str]] = {
 # serve anybody who signs in.
 SIGN_IN = ("/api/auth/", "/api/admin/")
 PUBLIC = {
-    ("GET", "/api/auth/me"), ("GET", "/api/auth/providers"), ("GET", "/api/auth/sessions"),
-    ("GET", "/api/auth/magic-link/verify"),
+    ("GET", "/api/auth/me"), ("GET", "/api/auth/sessions"),
+    *((route.method, route.path) for route in SIGN_IN_ROUTES
+      if route.who == "anyone" and route.path.startswith(SIGN_IN)),
 }
 # More bodies and paths of the same routes.
 VARIANTS: list[tuple[str, str, Any, set[str]]] = [
