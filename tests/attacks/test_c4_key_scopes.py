@@ -163,7 +163,7 @@ SIGN_IN = ("/api/auth/", "/api/admin/")
 PUBLIC = {
     ("GET", "/api/auth/me"), ("GET", "/api/auth/sessions"),
     *((route.method, route.path) for route in SIGN_IN_ROUTES
-      if route.who == "anyone" and route.path.startswith(SIGN_IN)),
+      if route.who in ("anyone", "user") and route.path.startswith(SIGN_IN)),
 }
 # More bodies and paths of the same routes.
 VARIANTS: list[tuple[str, str, Any, set[str]]] = [
