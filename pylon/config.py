@@ -74,6 +74,8 @@ class Config:
     rate_limit_headers: str
     socket_max_life_s: int
     public_url: str | None
+    auth_page_accent: str
+    auth_page_surface: str
     ws_url: str | None
     sse_url: str | None
     shard_url: str | None

@@ -24,6 +24,7 @@ from pylon.roles import CHOSEN_ROLES
 
 Parser = Callable[[str], Any]
 
+_COLOUR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also accepts 1_000 and non-ASCII digits
 _NUMBER: Final = re.compile(
     r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?"
@@ -95,6 +96,13 @@ def boolean(raw: str) -> bool:
     if raw in ("0", "false"):
         return False
     raise ValueError("expected true, false, 1 or 0")
+
+
+def colour(raw: str) -> str:
+    """Return a colour as ``#rrggbb``."""
+    if _COLOUR.fullmatch(raw) is None:
+        raise ValueError("expected a colour as #rrggbb")
+    return raw.lower()
 
 
 def integer(low: int, high: int) -> Parser:

@@ -39,6 +39,7 @@ from pylon.api.http.routing import SINK, EncodedSlashes
 from pylon.api.http.static_files import PREFIX, StaticFiles
 from pylon.api.identity import refresh, session_list, sessions
 from pylon.api.identity.forwarding import identity_resources
+from pylon.api.identity.sign_in_page import sign_in_pages
 from pylon.api.realtime import matchmaking, pubsub, rooms, shards
 from pylon.api.services import Services
 from pylon.api.sync import documents, pull, push
@@ -111,6 +112,7 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
             {"POST": access.ADMIN_WRITE},
         ),
         *identity_resources(identity),
+        *sign_in_pages(identity),
         (
             "/api/entities/{entity}", entities.EntityList(data),
             {"GET": access.ROWS_READ, "POST": access.ROWS_WRITE},

@@ -86,19 +86,7 @@ class _IdentityResource:
         body, is_form = self._read(route, req)
         given = {name: read_text(req, name) for name in route.params}
         params.update((name, value) for name, value in given.items() if value is not None)
-        origin = req.env.get("HTTP_ORIGIN")
-        has_header = bearer_token(req.env.get("HTTP_AUTHORIZATION")) is not None
-        facts = CallFacts(
-            auth=caller.auth, session_id=caller.session_id,
-            family=caller.family, auth_time_s=caller.auth_time_s,
-            is_by_cookie=caller.session_id is not None and not has_header,
-            address=address, device=device_label(req.env.get("HTTP_USER_AGENT")), origin=origin,
-            is_trusted_origin=services.requests.origins.allows(origin),
-            cookies=identity_cookies(
-                req.env.get("HTTP_COOKIE"), services.requests.cookie.name
-            ),
-            is_form=is_form,
-        )
+        facts = facts_of(req, services, caller, address, is_form=is_form)
         self._send(resp, facts, services.identity.call(route.action, body, params, facts))
 
     def _read(self, route: IdentityRoute, req: falcon.Request) -> tuple[bytes, bool]:
@@ -114,7 +102,7 @@ class _IdentityResource:
         is_form = route.takes_form and kind == _FORM_TYPE
         value: Any
         if is_form:
-            value = _decode_form(raw)
+            value = decode_form(raw)
         elif raw:
             value = decode_json(req, self._services.requests, raw)
         else:
@@ -143,6 +131,24 @@ class _IdentityResource:
             resp.append_header("set-cookie", cookie.cleared())
 
 
+def facts_of(
+    req: falcon.Request, services: IdentityServices, caller: Caller, address: str, *,
+    is_form: bool = False,
+) -> CallFacts:
+    """Return what the identity process is told of a request."""
+    origin = req.env.get("HTTP_ORIGIN")
+    has_header = bearer_token(req.env.get("HTTP_AUTHORIZATION")) is not None
+    return CallFacts(
+        auth=caller.auth, session_id=caller.session_id,
+        family=caller.family, auth_time_s=caller.auth_time_s,
+        is_by_cookie=caller.session_id is not None and not has_header,
+        address=address, device=device_label(req.env.get("HTTP_USER_AGENT")), origin=origin,
+        is_trusted_origin=services.requests.origins.allows(origin),
+        cookies=identity_cookies(req.env.get("HTTP_COOKIE"), services.requests.cookie.name),
+        is_form=is_form,
+    )
+
+
 def check_caller(route: IdentityRoute, caller: Caller) -> None:
     """Check that this caller may call the route. `route_access` has checked API keys and JWTs.
 
@@ -160,7 +166,7 @@ def check_caller(route: IdentityRoute, caller: Caller) -> None:
         raise AuthRequired("Login required")
 
 
-def _decode_form(raw: bytes) -> dict[str, str]:
+def decode_form(raw: bytes) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:

@@ -180,6 +180,7 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
     ),
     *MAIL_ROUTES,
 )
+PAGES: Final = "/auth/"  # of our own sign-in page (`pylon.api.identity.sign_in_page`)
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}
 
 
@@ -195,9 +196,9 @@ _FOREIGN: Final = matcher([route for route in ROUTES if route.takes_any_origin])
 
 def takes_form(path: str) -> bool:
     """Whether a POST to this path may carry a form."""
-    return _FORMS.fullmatch(path) is not None
+    return path.startswith(PAGES) or _FORMS.fullmatch(path) is not None
 
 
 def takes_any_origin(path: str) -> bool:
-    """Whether a POST to this path may come from a foreign page."""
-    return _FOREIGN.fullmatch(path) is not None
+    """Whether a POST to this path may come from a foreign page, or looks at its origin itself."""
+    return path.startswith(PAGES) or _FOREIGN.fullmatch(path) is not None
