@@ -8,6 +8,7 @@ session from a first factor.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pylon import limits
 from pylon.auth.keys import hash_token
 from pylon.auth.transactions import carry_out
 from pylon.errors import TotpRequired
-from pylon.storage.auth_ops import Condition, PutRecord
+from pylon.mail.message import decode
+from pylon.storage.auth_ops import Condition, PutRecord, SetRecords
 from tests.support import stores
 from tests.support.api import ApiStage, serve_api
 from tests.support.authenticator import (
@@ -34,6 +36,7 @@ from tests.support.authenticator import (
 )
 from tests.support.manifests import sign_in_app
 from workers.identity import totp
+from workers.identity.second_factor import drop_factors
 from workers.identity.trusted_devices import drop_devices
 
 pytestmark = pytest.mark.stores
@@ -266,6 +269,83 @@ def test_guests_and_strangers_have_no_second_factor(stage: ApiStage) -> None:
             body = {"code": "123456"}
             done = stage.call("POST", f"/api/auth/totp/{route}", body, token)
             assert done.status_code == 401, route
+
+
+def test_the_authenticator_of_who_registered_in_advance_keeps_nobody_out(
+    stage: ApiStage,
+) -> None:
+    """The proof of a mailbox drops it with the other credentials, and asks for no code of it."""
+    thief, _ = enroll(stage, stage.user(USER))
+    challenge = challenge_of(stage, USER)
+    assert first_factor(stage, USER, drop_factors(USER))["token"]
+    assert first_factor(stage, USER)["token"]
+    assert code_of(answer(stage, challenge, thief.code(now_s(stage)))) == "INVALID_CHALLENGE"
+    assert sessions(stage) == 2
+
+
+# --- over HTTP -----------------------------------------------------------------------------
+
+ADDRESS, PASSWORD = "ann@example.com", "four random words here"
+
+
+def register(stage: ApiStage) -> tuple[str, str]:
+    """The token and the user id of a new account."""
+    body = {"email": ADDRESS, "password": PASSWORD}
+    made = stage.call("POST", "/api/auth/password/register", body)
+    assert made.status_code == 200, made.text
+    return made.json["token"], made.json["user_id"]
+
+
+def login(stage: ApiStage, headers: dict[str, str] | None = None, **more: str) -> Any:
+    body = {"email": ADDRESS, "password": PASSWORD, **more}
+    return stage.call("POST", "/api/auth/password/login", body, headers=headers)
+
+
+def test_a_password_alone_signs_nobody_in(stage: ApiStage) -> None:
+    token, user_id = register(stage)
+    app, token = enroll(stage, token)
+    asked = login(stage, PAGE)
+    assert (asked.status_code, code_of(asked)) == (401, "TOTP_REQUIRED")
+    assert "token" not in asked.json and not asked.cookies
+    assert code_of(login(stage, totp="000000")) == "INVALID_TOTP_CODE"
+    done = answer(stage, asked.json["error"]["challenge"], app.code(now_s(stage)), PAGE)
+    assert who_is(stage, done.json["token"]) == user_id
+    stage.clock.advance(60)
+    both = login(stage, totp=app.code(now_s(stage)))
+    assert who_is(stage, both.json["token"]) == user_id
+    rotated = stage.call("POST", "/api/auth/refresh", token=both.json["token"])
+    assert who_is(stage, rotated.json["token"]) == user_id
+
+
+def test_a_reset_asks_for_the_code_and_forgets_trusted_devices(stage: ApiStage) -> None:
+    token, user_id = register(stage)
+    proved = SetRecords("identities", [Condition("user_id", "=", user_id)], {"verified_at": 1})
+    carry_out(stage.identity.writer.submit, [proved])
+    app, token = enroll(stage, token)
+    asked = login(stage).json["error"]["challenge"]
+    done = answer(stage, asked, app.code(now_s(stage)), PAGE, trust_device=True)
+    device = done.cookies["pylon_trusted_device"].value
+    trusted = {"Cookie": f"pylon_trusted_device={device}", **PAGE}
+    assert login(stage, trusted).status_code == 200
+    waiting = login(stage).json["error"]["challenge"]
+    stage.call("POST", "/api/auth/password/reset/request", {"email": ADDRESS})
+    mails = stage.identity.store.point(lambda reader: reader.records("outbox", []))
+    texts = [
+        decode(stage.identity.keys.open("outbox", "sealed", str(r["id"]), str(r["sealed"]))).text
+        for r in mails
+    ]
+    [link] = re.findall(r"/reset-password[?]token=([0-9a-f]{64})", "".join(texts))
+    reset = stage.call(
+        "POST", "/api/auth/password/reset/complete", {"token": link, "newPassword": PASSWORD}
+    )
+    assert (reset.status_code, code_of(reset)) == (401, "TOTP_REQUIRED")
+    assert code_of(login(stage, trusted)) == "TOTP_REQUIRED"
+    # A sign-in that had begun with the password before ends too.
+    stage.clock.advance(60)
+    assert code_of(answer(stage, waiting, app.code(now_s(stage)))) == "INVALID_CHALLENGE"
+    done = answer(stage, reset.json["error"]["challenge"], app.code(now_s(stage)))
+    assert done.json["reset"] is True
+    assert who_is(stage, done.json["token"]) == user_id
 
 
 # --- 37: trusted devices -------------------------------------------------------------------

@@ -34,7 +34,7 @@ from pylon.errors import (
     Unavailable,
     UniqueViolation,
 )
-from pylon.storage.auth_ops import CheckRecords, Condition, PutRecord, SetRecords
+from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords, PutRecord, SetRecords
 from workers.identity.carry_over import plan_carry
 from workers.identity.commit import commit
 from workers.identity.identity import Call, Identity
@@ -63,7 +63,9 @@ def finish_sign_in(
 
     Args:
         method: of the first factor, for example `password`.
-        steps: use the factor up; carried out with the session, or with the challenge.
+        steps: use the factor up; carried out with the session, or with the challenge. If they drop
+            the authenticator (the proof of a mailbox does, of an account that somebody else may
+            have made), no code is asked for.
         extra: further members of the answer.
         code: of the second factor, if it came along.
         is_two_factor: the factor counts as two (a passkey).
@@ -75,7 +77,7 @@ def finish_sign_in(
         RecordConflict, RecordExists: one of the steps does not hold.
     """
     for _ in range(_TRIES):
-        factors = read_factors(identity, user_id)
+        factors = Factors() if _drops_factors(steps) else read_factors(identity, user_id)
         refuse_locked(identity, user_id)
         trust = trusted_check(identity, call, user_id) if factors.is_on else None
         methods = [method]
@@ -100,7 +102,9 @@ def finish_sign_in(
             )
         except RecordConflict:
             refuse_locked(identity, user_id)
-            if not _has_changed(identity, call, user_id, factors, trust):
+            if _drops_factors(steps) or not _has_changed(
+                identity, call, user_id, factors, trust
+            ):
                 raise
     raise Unavailable("The account changes meanwhile: try again")
 
@@ -133,6 +137,8 @@ def complete_challenge(
         raise InvalidChallenge(_INVALID) from None
     refuse_locked(identity, user_id)
     factors = read_factors(identity, user_id)
+    if not factors.is_on:  # the authenticator has gone since
+        raise InvalidChallenge(_INVALID)
     try:
         accepted = accept_code(identity, user_id, factors, code)
     except InvalidTotpCode as ex:
@@ -179,6 +185,10 @@ def refuse_locked(identity: Identity, user_id: str) -> None:
 
 def _locked(user_id: str) -> list[Condition]:
     return [Condition("user_id", "=", user_id), Condition("locked_at", "not null")]
+
+
+def _drops_factors(steps: Sequence[Step]) -> bool:
+    return any(isinstance(step, DropRecords) and step.table == "totp" for step in steps)
 
 
 def _is_open(user_id: str) -> CheckRecords:
