@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 
 from tests.support.manifests import sign_in_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
-from tests.support.wait import wait_until
+from tests.support.wait import WAIT_S, wait_until
 
 PROVIDERS = "/api/auth/providers"
 
@@ -26,6 +27,14 @@ def test_a_route_is_answered_by_the_identity_process(members: PylonServer) -> No
     assert members.request("GET", PROVIDERS)[:2] == (200, [])
     status, _, headers = members.request("HEAD", PROVIDERS)
     assert (status, headers["cache-control"]) == (200, "no-store")
+
+
+def test_no_header_is_sent_twice(members: PylonServer) -> None:
+    connection = http.client.HTTPConnection(members.host, members.port, timeout=WAIT_S)
+    connection.request("GET", PROVIDERS)
+    names = [name.lower() for name, _ in connection.getresponse().getheaders()]
+    connection.close()
+    assert "cache-control" in names and len(names) == len(set(names)), names
 
 
 def test_a_killed_process_is_started_again_and_all_else_goes_on(members: PylonServer) -> None:

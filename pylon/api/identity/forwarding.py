@@ -116,7 +116,6 @@ class _IdentityResource:
         resp.status = answer.status
         resp.data = answer.body
         resp.content_type = answer.content_type
-        resp.set_header("cache-control", "no-store")
         for name, value in answer.headers:
             resp.set_header(name, value)
         if answer.location is not None:
