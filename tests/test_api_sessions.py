@@ -15,7 +15,7 @@ from pylon.auth.tokens import session_id_of
 from pylon.auth_context import ANONYMOUS, Caller
 from pylon.bus.messages import SessionRevoked
 from pylon.errors import ReauthRequired
-from pylon.storage.auth_ops import Condition, SetRecords
+from pylon.storage.auth_ops import Condition, PutRecord, SetRecords
 from pylon.storage.ops import PutSession
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.test_api_auth import MANIFEST, ORIGIN
@@ -375,6 +375,46 @@ def test_a_sign_in_with_a_planted_cookie_gets_a_new_token(server: ApiStage) -> N
         token = answer.json["token"]
         assert token != planted and token in answer.headers["set-cookie"]
         assert user_of(server, token) != user_of(server, planted)
+
+
+# --- The context of a caller ---------------------------------------------------------------
+
+
+def test_the_context_tells_a_trusted_device_of_this_user_alone(server: ApiStage) -> None:
+    secret = "x" * 43
+    server.writer.submit(PutRecord("trusted_devices", {
+        "hash": session_id_of(secret), "id": "d", "user_id": "u1", "label": "", "created_at": 1,
+        "expires_at": now_s(server) + 60,
+    }))
+    mine, other = server.user("u1"), server.user("u2")
+
+    def is_trusted(token: str, cookie: str) -> list[bool]:
+        headers = {"Cookie": f"pylon_trusted_device={cookie}", "Authorization": f"Bearer {token}"}
+        me = server.call("GET", "/api/auth/me", headers=headers).json
+        session = server.call("GET", "/api/auth/session", headers=headers).json["session"]
+        return [each.get("is_trusted_device", False) for each in (me, session)]
+
+    assert is_trusted(mine, secret) == [True, True]
+    assert is_trusted(other, secret) == [False, False]
+    assert is_trusted(mine, "y" * 43) == [False, False]
+    server.clock.advance(60)
+    assert is_trusted(mine, secret) == [False, False]
+
+
+def test_the_context_has_the_avatar_of_the_user_s_row(tmp_path: Path) -> None:
+    fields = [
+        {"name": name, "type": "string", "optional": True, "unique": False}
+        for name in ("email", "avatarUrl")
+    ]
+    entity = {"name": "User", "indexes": [], "relations": [], "fields": fields}
+    with serve_api(tmp_path, {**MANIFEST, "entities": [entity]}) as server:
+        row = {"email": "a@b.c", "avatarUrl": "https://x/a.png"}
+        user_id = server.call("POST", "/api/entities/User", row, ADMIN_TOKEN).json["id"]
+        token = server.user(user_id)
+        for path in ("/api/auth/me", "/api/auth/session"):
+            assert server.call("GET", path, token=token).json["avatar_url"] == "https://x/a.png"
+            assert server.call("GET", path, token=server.user("u2")).json["avatar_url"] is None
+            assert server.call("GET", path, token=server.guest()).json["avatar_url"] is None
 
 
 # --- Fresh sign-ins ------------------------------------------------------------------------

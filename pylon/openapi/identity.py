@@ -32,6 +32,7 @@ def identity_schemas() -> dict[str, Schema]:
         "is_admin": {"type": "boolean"},
         "roles": listed(_TEXT),
         "is_guest": {"type": "boolean"},
+        "is_trusted_device": {"type": "boolean"},
         "tenant_id": _TEXT,
         "api_key_id": _TEXT,
         "api_key_scopes": nullable(_TEXT),
@@ -81,7 +82,9 @@ def identity_paths() -> Paths:
                 "post", "mintSession", "auth",
                 "A session of any user; outside dev mode for admins only",
                 {201: response("The session", obj({"token": _TOKEN, "user_id": _TEXT}))},
-                raises=(*WRITE_ERRORS, errors.Forbidden, errors.MissingUserId),
+                raises=(
+                    *WRITE_ERRORS, errors.AccountLocked, errors.Forbidden, errors.MissingUserId,
+                ),
                 body=body_schema(MintSessionBody),
             ),
             **operation(

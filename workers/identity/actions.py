@@ -21,9 +21,11 @@ from workers.identity.flows import (
     magic_links,
     passwords,
     providers,
+    reauth,
     resets,
     totp,
     trusted_devices,
+    users,
 )
 from workers.identity.identity import Call, Identity
 
@@ -40,6 +42,13 @@ ACTIONS: Final[dict[str, Flow]] = {
     "password_reset_request": resets.request,
     "password_reset": resets.complete,
     "providers": providers.list_providers,
+    "admin_create_user": users.create_user,
+    "admin_list_users": users.list_users,
+    "admin_lock_user": users.lock_user,
+    "admin_reset_totp": users.reset_totp,
+    "admin_set_password": users.set_password,
+    "admin_unlock_user": users.unlock_user,
+    "reauth": reauth.reauthenticate,
     "upgrade": guests.upgrade,
     "send_magic_code": magic_codes.send,
     "verify_magic_code": magic_codes.verify,

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from pylon.api.identity.guest_bodies import Carried
 from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidData, MissingEmail, MissingField
 
@@ -74,12 +75,14 @@ class ResetBody(msgspec.Struct, frozen=True, kw_only=True):
         return "ResetBody()"
 
 
-class SignedIn(msgspec.Struct, frozen=True, kw_only=True):
-    """A new session. `expires_at`: Unix seconds, 0 for never."""
+class SignedIn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A new session. `expires_at`: Unix seconds, 0 for never. `carried`: what became of the rows of
+    the guest that has signed in."""
 
     token: str
     user_id: str
     expires_at: int
+    carried: Carried | None = None
 
 
 class Registered(SignedIn, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,9 +1,9 @@
 """The routes of sign-in: the action of the identity process that each one calls, and its callers.
 
-`ROUTES` is the only list; `mail_routes` has a part of it. `pylon.api.identity.forwarding` makes
-falcon resources of it, `pylon.openapi.identity` operations, and the identity process reads from it
-which actions need a fresh sign-in. A new flow is one line here, its body and its answer in a module
-of bodies, and one line in `workers.identity.actions`.
+`ROUTES` is the only list; `mail_routes` and `user_routes` have parts of it.
+`pylon.api.identity.forwarding` makes falcon resources of it, `pylon.openapi.identity` operations,
+and the identity process reads from it which actions need a fresh sign-in. A new flow is one line
+here, its body and its answer in a module of bodies, and one line in `workers.identity.actions`.
 
 Invariants: a pair of method and path stands here once, and so does an action. Bodies and answers
 are structs, so the OpenAPI document describes what is sent.
@@ -22,6 +22,7 @@ from pylon.api.identity.account_bodies import AccountDeleted, AccountExport, Aud
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.api.identity.mail_routes import MAIL_ROUTES
 from pylon.api.identity.route import IdentityRoute
+from pylon.api.identity.user_routes import USER_ROUTES
 
 TOTP_ERRORS: Final = (
     errors.InvalidTotpCode, errors.MissingCode, errors.InvalidData, errors.RateLimited,
@@ -179,6 +180,7 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         params=("user_id", "tenant_id", "action", "before", "limit"),
     ),
     *MAIL_ROUTES,
+    *USER_ROUTES,
 )
 PAGES: Final = "/auth/"  # of our own sign-in page (`pylon.api.identity.sign_in_page`)
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}

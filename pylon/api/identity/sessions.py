@@ -20,12 +20,17 @@ from pylon.api.identity.bodies import MINT_SESSION
 from pylon.api.identity.revocations import Revocations
 from pylon.api.services import IdentityServices
 from pylon.auth.audit import audit_step
+from pylon.auth.cookies import TRUSTED_DEVICE, identity_cookies
 from pylon.auth.devices import device_label
 from pylon.auth.issue import NewSession, session_issuer
+from pylon.auth.keys import hash_token
 from pylon.auth.revocation import end_family
+from pylon.auth.transactions import carry_out
 from pylon.auth_context import AuthContext
-from pylon.errors import Forbidden
+from pylon.clock import NS_PER_S
+from pylon.errors import AccountLocked, Forbidden, RecordConflict
 from pylon.rates import address_subject, guests
+from pylon.storage.auth_ops import CheckRecords, Condition
 
 _GUEST_BYTES = 16
 _AVATAR = "avatarUrl"  # the field of a user's row
@@ -100,6 +105,8 @@ class Me:
         context = auth.to_json()
         if self._users.has_avatar:
             context["avatar_url"] = _avatar_url(self._users.read(auth))
+        if _is_trusted_device(req, self._services, auth):
+            context["is_trusted_device"] = True
         send_json(resp, context)
 
     on_head = on_get
@@ -118,6 +125,8 @@ class Session:
         auth = caller_of(req, self._services.requests).auth
         context = auth.to_json()
         context.pop("avatar_url")
+        if _is_trusted_device(req, self._services, auth):
+            context["is_trusted_device"] = True
         row = self._users.read(auth)
         send_json(resp, {
             "avatar_url": _avatar_url(row), "session": context, "user": self._users.shown(row),
@@ -134,7 +143,11 @@ class Session:
         session = self._issuer.issue(
             user_id, device=device_label(req.env.get("HTTP_USER_AGENT")), methods=("mint",)
         )
-        services.writer.submit(session.put)
+        is_locked = [Condition("user_id", "=", user_id), Condition("locked_at", "not null")]
+        try:
+            carry_out(services.writer.submit, [CheckRecords("users", is_locked, 0), session.put])
+        except RecordConflict:
+            raise AccountLocked("This account is locked", hint="pylonctl user unlock") from None
         send_json(resp, {"token": session.token, "user_id": user_id}, 201)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -192,6 +205,22 @@ class _UserRows:
                 and (not expose or key in expose)
             )
         }
+
+
+def _is_trusted_device(
+    req: falcon.Request, services: IdentityServices, auth: AuthContext
+) -> bool:
+    """Whether the user has had this browser remembered, so that it is asked for no code."""
+    cookies = identity_cookies(req.env.get("HTTP_COOKIE"), services.requests.cookie.name)
+    token = cookies.get(TRUSTED_DEVICE)
+    if token is None or auth.user_id is None:
+        return False
+    now_s = services.app.clock.wall_ns() // NS_PER_S
+    where = [
+        Condition("hash", "=", hash_token(token)), Condition("user_id", "=", auth.user_id),
+        Condition("expires_at", ">", now_s),
+    ]
+    return services.store.point(lambda reader: reader.count_records("trusted_devices", where)) > 0
 
 
 def _avatar_url(row: dict[str, Any] | None) -> str | None:

@@ -1,0 +1,28 @@
+"""The body and the answer of `POST /api/auth/reauth`. `pylon.openapi` derives their schemas."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from pylon.body_types import BodyType
+
+_PASSWORD_CHARS: Final = 2_048
+
+
+class ReauthBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The password, or a code of the authenticator app or a backup code."""
+
+    password: Annotated[str, Meta(max_length=_PASSWORD_CHARS)] | None = None
+    code: Annotated[str, Meta(max_length=40)] | None = None
+
+
+REAUTH: Final = BodyType(ReauthBody, '{"password": "..."}')
+
+
+class ReauthAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """When the user last proved who they are, in Unix seconds."""
+
+    auth_time: int
