@@ -11,8 +11,10 @@ import pytest
 
 from pylon import limits
 from pylon.auth.transactions import carry_out
+from pylon.auth_context import AuthContext
+from pylon.bus.identity import CallFacts
 from pylon.bus.messages import SessionRevoked
-from pylon.errors import PylonError
+from pylon.errors import PylonError, RecordConflict
 from pylon.query.predicate import TRUE
 from pylon.query.rows import Query
 from pylon.storage.auth_ops import Condition, PutRecord
@@ -20,8 +22,11 @@ from pylon.storage.auth_tables import TABLES
 from pylon.storage.ops import InsertRow
 from pylon.values import EntityCodec
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
+from tests.support.authenticator import put_user
 from tests.support.manifests import field, sign_in_app
 from workers.identity.flows import account
+from workers.identity.identity import Call
+from workers.identity.sign_in import finish_sign_in
 
 pytestmark = pytest.mark.stores
 
@@ -256,3 +261,15 @@ def test_administrators_export_and_end_accounts(people: ApiStage) -> None:
     )
     for method, unknown in (("DELETE", path), ("GET", f"{path}/export")):
         assert people.call(method, unknown, token=ADMIN_TOKEN).status_code == 404
+
+
+def test_a_sign_in_that_is_under_way_leaves_no_session_of_an_ended_account(
+    people: ApiStage,
+) -> None:
+    put_user(people, ME)
+    call = Call(b"", {}, CallFacts(AuthContext()))
+    assert finish_sign_in(people.identity, call, ME, "password", []).status == 200
+    assert people.call("DELETE", "/api/auth/account", token=people.user(ME)).status_code == 200
+    with pytest.raises(RecordConflict):
+        finish_sign_in(people.identity, call, ME, "password", [])
+    assert count_records(people, ME)["sessions"] == 0
