@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pylon.storage.auth_ops import PutRecord
 from tests.identity.test_magic_codes import code_of, rows, sign_in
 from tests.identity.test_magic_links import FORM, cookie_of, form_of
 from tests.support.api import ApiStage
@@ -171,3 +172,13 @@ def test_a_row_of_the_app_without_an_identity_can_change_its_address(stage: ApiS
     assert email_of(stage, body["token"]) == NEW
     assert [each["subject"] for each in rows(stage, "identities")] == [NEW]
     assert len(rows(stage, "users")) == 1
+
+
+def test_the_rest_of_a_guests_rows_is_moved_after_a_change_too(stage: ApiStage) -> None:
+    first = sign_in(stage, OLD)
+    stage.writer.submit(PutRecord("tokens", {
+        "hash": "carry_over:guest", "purpose": "carry_over", "user_id": first["user_id"],
+        "attempts": 0, "created_at": 1, "expires_at": 2**40,
+    }))
+    change(stage, first["token"])
+    assert len(rows(stage, "tokens", purpose="carry_over")) == 1

@@ -33,6 +33,7 @@ from pylon.manifest.model import Entity, FieldType
 from pylon.storage.auth_ops import Condition, DropRecords, PutRecord, SetRecords
 from pylon.storage.ops import InsertRow, UpdateRow
 from pylon.values.defaults import instant_text
+from workers.identity.codes import drop_tokens
 from workers.identity.identity import Identity
 
 EMAIL: Final = "email"  # the kind of the identity
@@ -40,7 +41,6 @@ EMAIL: Final = "email"  # the kind of the identity
 _CREDENTIALS: Final = (
     "passwords", "totp", "backup_codes", "passkeys", "api_keys", "trusted_devices", "oauth_tokens",
 )
-_REVERT: Final = "email_revert"  # the purpose of links that undo a change of the address
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def prove_mailbox(identity: Identity, account: Account, email: EmailAddress) -> 
             PutRecord("users", {"user_id": user_id, "created_at": now_s}, replace=True),
         ]
     steps += [DropRecords(table, [of_user]) for table in _CREDENTIALS]
-    steps.append(DropRecords("tokens", [of_user, Condition("purpose", "!=", _REVERT)]))
+    steps.append(drop_tokens(user_id))
     steps.append(DropRecords("identities", [of_user, Condition("kind", "!=", EMAIL)]))
     steps += end_credentials_of(user_id, now_s)
     stamp = verified_stamp(identity)

@@ -32,9 +32,10 @@ from pylon.query.rows import parse_filter
 from pylon.storage.auth_ops import Condition, EndSessions, PutRecord
 from pylon.storage.interface import Reader
 from pylon.storage.ops import DeleteRow, UpdateRow
+from workers.identity.codes import CARRY_JOB
 from workers.identity.identity import Identity
 
-JOB: Final = "carry_over"  # a purpose of `tokens`
+JOB: Final = CARRY_JOB  # a purpose of `tokens`
 _JOB_LIFE_S: Final = 30 * 86_400
 _BYTES: Final = limits.TRANSACT_BYTES // 4  # of the rows of one transaction: images before, after
 

@@ -33,6 +33,7 @@ VERIFY_CODE: Final = "verify_email"
 SIGN_IN_LINK: Final = "magic_link"
 CHANGE_LINK: Final = "email_change"
 REVERT_LINK: Final = "email_revert"
+CARRY_JOB: Final = "carry_over"  # `workers.identity.carry_over`
 
 TABLE: Final = "tokens"
 _DIGITS: Final = 6
@@ -138,6 +139,18 @@ def find_link(identity: Identity, purpose: str, token: str) -> Found:
     if not records:
         raise invalid_token()
     return Found(records[0], SetRecords(TABLE, where, {"used_at": now_s}, 1))
+
+
+def drop_tokens(user_id: str) -> Step:
+    """Return the step that ends the codes, links and challenges of an account.
+
+    Two kinds of records stay: the link by which the owner takes a change of the address back, since
+    a thief could end it otherwise, and the rest of a guest's rows that is still to be moved.
+    """
+    return DropRecords(TABLE, [
+        Condition("user_id", "=", user_id),
+        *(Condition("purpose", "!=", purpose) for purpose in (REVERT_LINK, CARRY_JOB)),
+    ])
 
 
 def invalid_token() -> InvalidToken:

@@ -39,6 +39,7 @@ from workers.identity.codes import (
     REVERT_LINK,
     TABLE,
     Found,
+    drop_tokens,
     find_link,
     invalid_token,
     make_link,
@@ -240,7 +241,7 @@ def _swap(identity: Identity, user_id: str, old: EmailAddress, new: EmailAddress
             identity.app.manifest.auth.user_entity, user_id,
             {"email": new.text, **verified_stamp(identity)}, ADMIN,
         ),
-        DropRecords(TABLE, [of_user, Condition("purpose", "!=", REVERT_LINK)]),
+        drop_tokens(user_id),
     ]
     for address in (old, new):
         steps.append(DropRecords(TABLE, [

@@ -316,7 +316,7 @@ def drop_after_change(identity: Identity, user_id: str) -> list[Step]:
     return [
         *end_credentials_of(user_id, identity.now_s()),
         DropRecords("trusted_devices", [of_user]),
-        DropRecords("tokens", [of_user, Condition("purpose", "!=", codes.REVERT_LINK)]),
+        codes.drop_tokens(user_id),
     ]
 
 
