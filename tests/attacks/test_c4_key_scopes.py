@@ -17,7 +17,9 @@ import pytest
 from falcon import testing
 
 from pylon.api.http.route_access import OPEN, RouteAccess
+from pylon.api.identity.routes import PAGES
 from pylon.api.identity.routes import ROUTES as SIGN_IN_ROUTES
+from pylon.api.identity.sign_in_page import RESET_LINK
 from pylon.auth.api_keys import SHA256, new_api_key
 from pylon.auth_context import AuthContext, Caller
 from pylon.clock import SystemRandom
@@ -248,7 +250,8 @@ def seed(server: ApiStage) -> None:
 
 
 def test_every_route_and_method_is_in_the_table(server: ApiStage) -> None:
-    assert {each for each in served(server) if not each[1].startswith(SIGN_IN)} == ROUTES.keys()
+    others = (*SIGN_IN, PAGES, RESET_LINK)
+    assert {each for each in served(server) if not each[1].startswith(others)} == ROUTES.keys()
 
 
 def served(server: ApiStage) -> set[tuple[str, str]]:
@@ -274,6 +277,17 @@ def test_a_key_reaches_no_route_of_sign_in_but_the_public_ones(server: ApiStage)
                 assert code_of(answer) not in (refusal, "SCOPE_DENIED"), (method, template)
             else:
                 assert code_of(answer) == refusal, (method, template)
+
+
+def test_a_key_sends_no_form_of_the_sign_in_page(server: ApiStage) -> None:
+    pages = [each for each in served(server) if each[1].startswith((PAGES, RESET_LINK))]
+    assert len(pages) > 10
+    for method, path in pages:
+        answer = call_as(server, method, path, scopes="*")
+        if method == "GET":
+            assert answer.status_code == 200, path
+        else:
+            assert code_of(answer) == "API_KEY_AUTH_FORBIDDEN", path
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)

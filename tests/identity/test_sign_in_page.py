@@ -14,6 +14,7 @@ from pylon.api.identity.routes import ROUTE_BY_ACTION
 from pylon.api.identity.sign_in_page import FORMS
 from tests.support.api import ApiStage
 from tests.support.authenticator import enroll, now_s
+from tests.support.outbox import take_code, take_mails
 
 OWN = {"Host": "app.example.com", "Origin": "http://app.example.com",
        "Sec-Fetch-Site": "same-origin"}
@@ -113,6 +114,37 @@ def test_an_account_with_an_authenticator_is_asked_for_its_code(stage: ApiStage)
     assert "_trusted_device=" in str(done.headers["set-cookie"]) or any(
         "trusted" in name for name in done.cookies
     )
+
+
+def test_a_code_of_a_mail_signs_in(stage: ApiStage) -> None:
+    asked = post(stage, "code", {"email": "bob@example.com", "next": "/notes"})
+    assert asked.status_code == 200
+    assert 'action="/auth/enter-code"' in asked.text
+    assert 'type="hidden" name="email" value="bob@example.com"' in asked.text
+    done = post(stage, "enter-code", {
+        "email": "bob@example.com", "code": take_code(stage), "next": "/notes",
+    })
+    assert (done.status_code, done.headers["location"]) == (303, "/notes")
+    assert session_of(done) is not None
+
+
+def test_a_link_of_a_mail_sets_a_new_password(stage: ApiStage) -> None:
+    register(stage)
+    take_mails(stage)
+    asked = post(stage, "reset", {"email": ADA["email"]})
+    assert asked.status_code == 200 and "on its way" in asked.text
+    (mail,) = take_mails(stage)
+    link = re.search(r"https?://[^/]+(/reset-password\?token=\w+)", mail.text)
+    assert link is not None
+    shown = get(stage, link[1])
+    token = re.search(r'name="token" value="(\w+)"', shown.text)
+    assert shown.status_code == 200 and token is not None
+    assert 'action="/auth/new-password"' in shown.text
+    fields = {"token": token[1], "newPassword": "another battery staple"}
+    assert post(stage, "new-password", fields).status_code in (200, 303)
+    assert post(stage, "new-password", fields).status_code == 401
+    assert post(stage, "", ADA).status_code == 401
+    assert post(stage, "", {**ADA, "password": fields["newPassword"]}).status_code == 303
 
 
 @pytest.mark.parametrize("headers", [

@@ -37,6 +37,7 @@ from pylon.bus.identity import IdentityAnswer
 from pylon.errors import CsrfRejected, PayloadTooLarge, PylonError, TotpRequired
 from pylon.rates import address_subject
 
+RESET_LINK: Final = "/reset-password"  # of the mail with a link for a new password
 _HOME: Final = "/"
 _HTML: Final = "text/html; charset=utf-8"
 
@@ -111,13 +112,16 @@ _SECOND_FACTOR: Final = "second-factor"
 
 
 def sign_in_pages(services: IdentityServices) -> Iterable[tuple[str, object, Methods]]:
-    """Yield the path, the resource and the access of each form."""
+    """Yield the path, the resource and the access of each form, and of the link of a mail."""
     config = services.app.config
     style = PageStyle(config.auth_page_accent, config.auth_page_surface)
     for form in FORMS:
         if form.action in ROUTE_BY_ACTION:
             methods: Methods = {"GET": access.OPEN, "POST": access.SESSION_WRITE}
-            yield f"{PAGES}{form.name}", _FormResource(services, form, style), methods
+            resource = _FormResource(services, form, style)
+            yield f"{PAGES}{form.name}", resource, methods
+            if form.action == "password_reset":
+                yield RESET_LINK, _LinkResource(resource), {"GET": access.OPEN}
 
 
 class _FormResource:
@@ -246,6 +250,13 @@ class _FormResource:
         resp.content_type = _HTML
         for name, value in self._style.headers(next_page):
             resp.set_header(name, value)
+
+
+class _LinkResource:
+    """Shows a form whose hidden values are in the link of a mail."""
+
+    def __init__(self, resource: _FormResource) -> None:
+        self.on_get = self.on_head = resource.on_get
 
 
 def _require_own_page(req: falcon.Request) -> None:
