@@ -88,8 +88,8 @@ def test_a_second_signal_cuts_the_drain_short(make: Maker) -> None:
     it = make(STAND_IN_WS="stubborn", PYLON_DRAIN_SECS="60").start()
     assert it.process is not None
     it.process.send_signal(signal.SIGTERM)
-    wait_until("shards ended", lambda: any(
-        e["step"] == "shards ended" for e in it.events("drain")))
+    wait_until("shards and identity ended", lambda: any(
+        e["step"] == "shards and identity ended" for e in it.events("drain")))
     assert it.end(signal.SIGINT) == 75
     steps = [event["step"] for event in it.events("drain")]
     assert steps[-3:] == ["writer stopped", "flushed", "ended"]
