@@ -365,6 +365,7 @@ ACCOUNT_EXPORT_ROWS: Final = 10_000  # of one field, and audit records
 ACCOUNT_EXPORT_BYTES: Final = 16 * 1_048_576  # of all rows together
 SESSIONS_ANNOUNCED: Final = 100  # by a signal each; beyond that receivers look all of theirs up
 KEY_SCOPES_CHARS: Final = 4_000  # all scopes of an API key
+ORG_ROWS: Final = 10_000  # members or invites of an organisation that a route reads
 KEYS_OF_USER: Final = 50  # API keys
 KEY_OVERLAP_S: Final = 604_800  # how long a secret goes on after its rotation, at most
 KEY_USE_NOTE_S: Final = 60  # between two notes of the use of an API key

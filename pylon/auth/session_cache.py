@@ -13,11 +13,13 @@ first look-up after the oldest entry has expired. One for each process. Called b
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 from pylon import limits
 from pylon.app import App
 from pylon.auth.api_keys import caller_of_key, find_api_key, id_of, is_api_key
+from pylon.auth.org_roles import in_its_org
 from pylon.auth.session_life import ROTATION_GRACE_S, is_over, session_life
 from pylon.auth.sessions import count_again, count_key, resolve
 from pylon.auth.tokens import UnprivilegedToken
@@ -126,6 +128,10 @@ class SessionCache(Generic[Credentials]):
             return session
 
         caller = resolve(token, self._config, session_of, clock)
+        if caller.auth.tenant_id is not None and self._manifest.auth.org is not None:
+            caller = self._store.point(
+                partial(in_its_org, manifest=self._manifest, caller=caller)
+            )
         if caller.session_id is not None:
             self._keep(carried, caller, now_s, until_s)
         return caller

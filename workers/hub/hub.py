@@ -63,6 +63,7 @@ class Hub:
         self._head = 0  # up to here everything has been published
         self._ahead: set[Connection] = set()  # joined, with a `last_seq` above the head
         self._families: dict[str, set[Connection]] = {}
+        self._tenants: dict[AuthContext, set[Connection]] = {}  # callers in organisations
         self._closing: dict[Connection, float] = {}  # since when, monotonic seconds
         self._on_closed: list[Callable[[Connection], None]] = []
         self._on_behind: Callable[[Connection, int], None] | None = None
@@ -223,9 +224,11 @@ class Hub:
             callback(connection)
 
     def _note_family(self, connection: Connection) -> None:
-        family = connection.caller.family
+        family, auth = connection.caller.family, connection.caller.auth
         if family is not None:
             self._families.setdefault(family, set()).add(connection)
+        if auth.tenant_id is not None:
+            self._tenants.setdefault(auth, set()).add(connection)
 
     def _forget_family(self, connection: Connection) -> None:
         family = connection.caller.family
@@ -234,6 +237,12 @@ class Hub:
             mates.discard(connection)
             if not mates:
                 del self._families[family]
+        auth = connection.caller.auth
+        colleagues = None if auth.tenant_id is None else self._tenants.get(auth)
+        if colleagues is not None:
+            colleagues.discard(connection)
+            if not colleagues:
+                del self._tenants[auth]
 
     def families(self) -> list[str]:
         """Return the families of sessions that have sockets here."""
@@ -246,6 +255,17 @@ class Hub:
     def close_family(self, family: str, code: int, reason: str) -> int:
         """Close the sockets of a family of sessions, and return how many there were."""
         found = list(self._families.get(family, ()))
+        for connection in found:
+            connection.close(code, reason, awaits_peer=self.transport.expects_replies)
+        return len(found)
+
+    def tenants(self) -> list[AuthContext]:
+        """Return the callers with a tenant that have sockets here."""
+        return list(self._tenants)
+
+    def close_tenant(self, auth: AuthContext, code: int, reason: str) -> int:
+        """Close the sockets of a caller with a tenant, and return how many there were."""
+        found = list(self._tenants.get(auth, ()))
         for connection in found:
             connection.close(code, reason, awaits_peer=self.transport.expects_replies)
         return len(found)

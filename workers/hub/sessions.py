@@ -9,6 +9,10 @@ them up at that time, since use may have prolonged them.
 API keys have sockets too (`pylon.auth.api_keys`). They are few, and what ends them leaves no mark
 of its own, so each tick looks them up.
 
+A socket acts in the organisation and with the role that its session had when it opened
+(`pylon.auth.org_roles`). After a commit the watch closes those whose role has changed, and those
+who are no members any more.
+
 Invariant: one second after a family has ended, it has no
 socket. Exception: if the signal was lost, the worker has more than 20,000 sessions, and
 clients write continuously, it takes longer. Bounds: a sweep costs 1.7 µs for each family; sweeps
@@ -19,12 +23,15 @@ run. Called by `workers.hub.service` and `workers.hub.admission`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NoReturn
 
 import gevent
 
 from pylon import log
 from pylon.auth.api_keys import family_ends, is_of_key
+from pylon.auth.org_roles import in_its_org
+from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
 from pylon.errors import PylonError
 from pylon.manifest.model import Manifest
@@ -138,6 +145,23 @@ class SessionWatch:
             if first:
                 yield_to_loop()
             self._check(waiting[first:first + _SLICE])
+
+        if self._manifest.auth.org is not None and wants is not is_of_key:
+            self._check_tenants()
+
+    def _check_tenants(self) -> None:
+        """Close the sockets of callers whose role in their organisation has changed."""
+        callers = [auth for hub in self._hubs for auth in hub.tenants()]
+        for number, auth in enumerate(callers):
+            if number % _SLICE == _SLICE - 1:
+                yield_to_loop()
+            now = self._store.point(
+                partial(in_its_org, manifest=self._manifest, caller=Caller(auth))
+            )
+            if now.auth != auth:
+                reason = "role changed" if now.auth.tenant_id else "organisation left"
+                for hub in self._hubs:
+                    self._closed += hub.close_tenant(auth, SESSION_ENDED, reason)
 
     def _check(self, families: list[str]) -> None:
         wall_s = self._clock.wall_ns() / NS_PER_S

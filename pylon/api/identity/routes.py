@@ -16,6 +16,7 @@ from typing import Final
 
 from pylon import errors
 from pylon.api.identity import api_key_bodies as keys
+from pylon.api.identity import org_bodies as orgs
 from pylon.api.identity import password_bodies as bodies
 from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.account_bodies import AccountDeleted, AccountExport, AuditEntry
@@ -27,6 +28,7 @@ from pylon.api.identity.user_routes import USER_ROUTES
 TOTP_ERRORS: Final = (
     errors.InvalidTotpCode, errors.MissingCode, errors.InvalidData, errors.RateLimited,
 )
+_ORG_ERRORS: Final = (errors.OrgNotConfigured, errors.OrgNotFound)
 
 ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
@@ -181,6 +183,71 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
     ),
     *MAIL_ROUTES,
     *USER_ROUTES,
+    IdentityRoute(
+        "GET", "/api/auth/orgs", "org_list", "session", "The caller's organisations",
+        {200: list[orgs.OrgAnswer]}, raises=(errors.OrgNotConfigured,),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/orgs", "org_create", "session", "Make an organisation",
+        {200: orgs.OrgAnswer}, orgs.ORG,
+        raises=(errors.OrgNotConfigured, errors.MissingName, errors.InvalidName),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/orgs/{org_id}", "org_get", "session", "An organisation of the caller",
+        {200: orgs.OrgAnswer}, raises=_ORG_ERRORS,
+    ),
+    IdentityRoute(
+        "PATCH", "/api/auth/orgs/{org_id}", "org_rename", "session", "Rename an organisation",
+        {200: orgs.RenamedAnswer}, orgs.ORG,
+        raises=(*_ORG_ERRORS, errors.Forbidden, errors.MissingName, errors.InvalidName),
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/orgs/{org_id}", "org_delete", "fresh",
+        "Delete an organisation with its members and invites", {200: orgs.DeletedAnswer},
+        raises=(*_ORG_ERRORS, errors.Forbidden, errors.ReauthRequired),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/orgs/{org_id}/members", "org_members", "session",
+        "The members of an organisation", {200: list[orgs.MemberAnswer]}, raises=_ORG_ERRORS,
+    ),
+    IdentityRoute(
+        "PUT", "/api/auth/orgs/{org_id}/members/{user_id}", "org_role", "session",
+        "Give a member another role", {200: orgs.RoleAnswer}, orgs.ROLE,
+        raises=(*_ORG_ERRORS, errors.Forbidden, errors.BadRole, errors.LastOwner,
+                errors.NoMember),
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/orgs/{org_id}/members/{user_id}", "org_remove", "session",
+        "Remove a member, or leave", {200: orgs.RemovedAnswer},
+        raises=(*_ORG_ERRORS, errors.Forbidden, errors.LastOwner, errors.NoMember),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/orgs/{org_id}/invites", "invite_list", "session",
+        "The invites that wait", {200: list[orgs.ListedInvite]},
+        raises=(*_ORG_ERRORS, errors.Forbidden),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/orgs/{org_id}/invites", "invite_create", "session",
+        "Invite an address", {200: orgs.InviteAnswer}, orgs.INVITE,
+        raises=(*_ORG_ERRORS, errors.Forbidden, errors.BadRole, errors.InvalidEmail,
+                errors.EmailNotConfigured, errors.RateLimited),
+    ),
+    IdentityRoute(
+        "DELETE", "/api/auth/orgs/{org_id}/invites/{invite_id}", "invite_revoke", "session",
+        "Take an invite back", {200: keys.RevokedAnswer},
+        raises=(*_ORG_ERRORS, errors.Forbidden, errors.NotFound),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/invites/{token}/accept", "invite_accept", "session",
+        "Join the organisation of an invite", {200: orgs.AcceptedAnswer},
+        raises=(errors.OrgNotConfigured, errors.InviteNotFound, errors.InviteExpired,
+                errors.AlreadyAccepted, errors.WrongEmail, errors.AlreadyMember),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/select-org", "org_select", "session",
+        "Work in an organisation, or in none", {200: orgs.TenantAnswer}, orgs.SELECT_ORG,
+        raises=(errors.OrgNotConfigured, errors.MissingOrgId, errors.NoMember),
+    ),
 )
 PAGES: Final = "/auth/"  # of our own sign-in page (`pylon.api.identity.sign_in_page`)
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}
