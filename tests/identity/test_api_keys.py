@@ -77,6 +77,7 @@ def test_the_text_of_a_key_is_shown_once_and_stored_nowhere(stage: ApiStage) -> 
     secret = made["key"].rpartition(".")[2]
     (listed,) = stage.call("GET", KEYS, None, session).json
     assert listed == {
+        "user_id": listed["user_id"],
         **{name: made[name] for name in ("id", "prefix", "name", "scopes", "expires_at",
                                          "created_at")},
         "last_used_at": None,
@@ -256,3 +257,22 @@ def test_keys_are_in_the_audit_log(stage: ApiStage) -> None:
     found = stage.identity.store.point(lambda reader: reader.records("audit", where))
     assert {r["action"] for r in found} >= {"api_key_create", "api_key_rotate", "api_key_revoke"}
     assert all(made["id"] in str(r["metadata"]) for r in found if "api_key" in str(r["action"]))
+
+
+def test_administrators_make_list_and_revoke_keys_of_users(stage: ApiStage) -> None:
+    owner, target = user(stage, "ann"), "/api/admin/api-keys"
+    body = {"user_id": owner, "scopes": "rooms", "name": "by an admin"}
+    made = stage.call("POST", target, body, ADMIN_TOKEN).json
+    assert me(stage, made["key"]).json["user_id"] == owner
+    mint(stage, stage.user(user(stage, "bob")))
+    listed = stage.call("GET", f"{target}?user_id={owner}", None, ADMIN_TOKEN).json
+    assert [(each["id"], each["user_id"]) for each in listed] == [(made["id"], owner)]
+    assert len(stage.call("GET", target, None, ADMIN_TOKEN).json) == 2
+    gone = stage.call("DELETE", f"{target}/{made['id']}", None, ADMIN_TOKEN)
+    assert gone.json == {"revoked": True} and is_dead(stage, made["key"])
+    assert stage.call("DELETE", f"{target}/{made['id']}", None, ADMIN_TOKEN).status_code == 404
+    unknown = stage.call("POST", target, {**body, "user_id": "x"}, ADMIN_TOKEN)
+    assert unknown.json["error"]["code"] == "USER_NOT_FOUND"
+    for method, path in (("GET", target), ("POST", target), ("DELETE", f"{target}/x")):
+        answer = stage.call(method, path, None, stage.user(owner))
+        assert answer.json["error"]["code"] == "FORBIDDEN"

@@ -11,7 +11,7 @@ import pytest
 
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
-from pylon.storage.auth_ops import Condition
+from pylon.storage.auth_ops import Condition, PutRecord
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import sign_in_app
 
@@ -322,3 +322,26 @@ def test_an_app_without_organisations_answers_501(tmp_path: Path) -> None:
     with serve_api(tmp_path, sign_in_app()) as server:
         answer = server.call("POST", ORGS, {"name": "x"}, server.user("u1"))
         assert (answer.status_code, answer.json["error"]["code"]) == (501, "ORG_NOT_CONFIGURED")
+
+
+def test_attack_21_an_invite_ends_what_others_registered_in_advance(
+    people: tuple[Person, Person, Person],
+) -> None:
+    ann, bob, _ = people
+    key = bob("POST", "/api/auth/api-keys", {})["key"]
+    bob.stage.writer.submit(PutRecord("users", {"user_id": bob.id, "created_at": 1}))
+    bob.stage.writer.submit(PutRecord("identities", {
+        "kind": "email", "subject": bob.email, "user_id": bob.id, "created_at": 1,
+    }))
+    org = ann.found()
+    token = ann.invite(org, bob)
+    old = bob.token
+    answer = bob.join(token)
+    assert (answer["org_id"], answer["role"], answer["credentials_dropped"]) == (
+        org, "member", True,
+    )
+    bob.stage.clock.advance(limits.SESSION_CACHE_S + 0.01)
+    assert bob.stage.call("GET", "/api/auth/me", None, old).json["user_id"] is None
+    assert bob.stage.call("GET", "/api/auth/me", None, key).status_code == 401
+    bob.token = answer["token"]
+    assert bob.me()["user_id"] == bob.id and bob("GET", f"{ORGS}/{org}")["role"] == "member"

@@ -234,9 +234,13 @@ def carry_out_again(
         Unavailable: the rows change all the time.
     """
     for _ in range(_ATTEMPTS):
-        steps, answer = attempt()
         try:
-            carry_out(identity.writer.submit, steps)
+            steps, answer = attempt()
+        except (PreconditionFailed, RecordConflict):
+            continue  # of a sign-in, which carries its steps out itself
+        try:
+            if steps:
+                carry_out(identity.writer.submit, steps)
         except _CHANGED:
             continue
         return answer

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from pylon import limits
 from pylon.body_types import BodyType, Refusal
-from pylon.errors import InvalidData
+from pylon.errors import InvalidData, MissingUserId
 
 _EXAMPLE: Final = '{"name": "backup", "scopes": "entity:*:read", "expires_at": null}'
 
@@ -33,6 +33,12 @@ class CreateApiKeyBody(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
 
 
+class AdminApiKeyBody(CreateApiKeyBody, frozen=True, kw_only=True):
+    """The key that an administrator makes for a user."""
+
+    user_id: Annotated[str, Refusal(MissingUserId, InvalidData)]
+
+
 class RotateApiKeyBody(msgspec.Struct, frozen=True, kw_only=True):
     """How the secret of a key is replaced."""
 
@@ -47,6 +53,7 @@ class ApiKeyAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """A key, as its owner sees it."""
 
     id: str
+    user_id: str
     prefix: str
     name: str
     scopes: str | None
@@ -73,5 +80,6 @@ class RevokedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     revoked: bool = True
 
 
+ADMIN_API_KEY: Final = BodyType(AdminApiKeyBody, '{"user_id": "...", "scopes": "rooms"}')
 CREATE_API_KEY: Final = BodyType(CreateApiKeyBody, _EXAMPLE)
 ROTATE_API_KEY: Final = BodyType(RotateApiKeyBody, '{"overlap_s": 3600}')

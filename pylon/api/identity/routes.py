@@ -184,6 +184,20 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
     *MAIL_ROUTES,
     *USER_ROUTES,
     IdentityRoute(
+        "GET", "/api/admin/api-keys", "api_key_admin_list", "admin",
+        "The API keys of a user, or of all", {200: list[keys.ApiKeyAnswer]}, params=("user_id",),
+    ),
+    IdentityRoute(
+        "POST", "/api/admin/api-keys", "api_key_admin_create", "admin",
+        "Make an API key for a user", {200: keys.NewApiKeyAnswer}, keys.ADMIN_API_KEY,
+        raises=(errors.InvalidScope, errors.InvalidName, errors.MissingUserId,
+                errors.UserNotFound),
+    ),
+    IdentityRoute(
+        "DELETE", "/api/admin/api-keys/{key_id}", "api_key_admin_revoke", "admin",
+        "Revoke an API key of a user", {200: keys.RevokedAnswer}, raises=(errors.NotFound,),
+    ),
+    IdentityRoute(
         "GET", "/api/auth/orgs", "org_list", "session", "The caller's organisations",
         {200: list[orgs.OrgAnswer]}, raises=(errors.OrgNotConfigured,),
     ),

@@ -1,6 +1,7 @@
 """Flows of API keys: make, list, revoke, and give one another secret (spec/identity.md §1.8).
 
-Only the owner's sessions reach them. A key for everything (without a list of scopes, or with `*`)
+Only the owner's sessions reach them; administrators make, list and revoke keys of all users
+(`pylonctl key`). A key for everything (without a list of scopes, or with `*`)
 needs a fresh sign-in, as does its rotation.
 
 Invariants: the text of a key is in the answer that makes it, and nowhere else. A user has at most
@@ -13,6 +14,7 @@ from typing import Final
 
 from pylon import limits
 from pylon.api.identity.api_key_bodies import (
+    AdminApiKeyBody,
     ApiKeyAnswer,
     CreateApiKeyBody,
     NewApiKeyAnswer,
@@ -34,6 +36,7 @@ from pylon.errors import (
     NotFound,
     RecordConflict,
     Unavailable,
+    UserNotFound,
 )
 from pylon.key_scopes import EVERYTHING, parse_scopes
 from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords, PutRecord, SetRecords
@@ -42,6 +45,7 @@ from workers.identity.identity import Call, Identity
 
 _ATTEMPTS: Final = 3
 _TABLE: Final = "api_keys"
+_LISTED: Final = 1_000
 _Record = dict[str, Value]
 
 
@@ -49,15 +53,37 @@ def create(identity: Identity, call: Call) -> IdentityAnswer:
     """Make a key for the caller."""
     body = call.decode(CreateApiKeyBody)
     user_id = _owner_of(identity, call)
-    name = clean_name(body.name)
     scopes = parse_scopes(body.scopes, identity.app.manifest.by_name)
+    _require_fresh_for(identity, call, scopes)
+    return _make(identity, call, user_id, body, scopes)
+
+
+def admin_create(identity: Identity, call: Call) -> IdentityAnswer:
+    """Make a key for a user."""
+    body = call.decode(AdminApiKeyBody)
+    manifest, user_id = identity.app.manifest, body.user_id
+    if not identity.store.point(lambda reader: may_own_keys(reader, manifest, user_id)):
+        raise UserNotFound("There is no such user, or the user is locked")
+    scopes = parse_scopes(body.scopes, manifest.by_name)
+    return _make(identity, call, user_id, body, scopes)
+
+
+def _make(
+    identity: Identity, call: Call, user_id: str, body: CreateApiKeyBody, scopes: str | None
+) -> IdentityAnswer:
+    """Store a key of a user, and return it.
+
+    Raises:
+        InvalidName, InvalidData: of the body.
+        LimitExceeded: the user has enough keys.
+    """
+    name = clean_name(body.name)
     now_s = identity.now_s()
     if body.expires_at is not None and body.expires_at <= now_s:
         raise InvalidData(
             f"expires_at is {body.expires_at}, which has passed", hint=f"It is {now_s} now",
             field="expires_at",
         )
-    _require_fresh_for(identity, call, scopes)
     key = new_api_key(identity.app.random)
     values = {
         "id": key.key_id, "user_id": user_id, "name": name, "prefix": key.prefix,
@@ -65,7 +91,7 @@ def create(identity: Identity, call: Call) -> IdentityAnswer:
         "created_at": now_s,
     }
     own = [Condition("user_id", "=", user_id)]
-    audit = _audit(identity, call, "api_key_create", key.key_id)
+    audit = _audit(identity, call, "api_key_create", key.key_id, user_id)
     for _ in range(_ATTEMPTS):
         count = identity.store.point(lambda reader: reader.count_records(_TABLE, own))
         if count >= limits.KEYS_OF_USER:
@@ -93,14 +119,38 @@ def list_keys(identity: Identity, call: Call) -> IdentityAnswer:
     return json_answer([_answer_of(record) for record in found])
 
 
+def admin_list(identity: Identity, call: Call) -> IdentityAnswer:
+    """List the keys of a user, or of all: the newest 1,000."""
+    user_id = call.params.get("user_id")
+    where = [] if user_id is None else [Condition("user_id", "=", user_id)]
+    found = identity.store.point(
+        lambda reader: reader.records(_TABLE, where, ["-created_at", "id"], _LISTED)
+    )
+    return json_answer([_answer_of(record) for record in found])
+
+
+def admin_revoke(identity: Identity, call: Call) -> IdentityAnswer:
+    """End a key of any user."""
+    where = [Condition("id", "=", call.params["key_id"])]
+    found = identity.store.point(lambda reader: reader.records(_TABLE, where))
+    if not found:
+        raise NotFound("There is no such API key")
+    return _drop(identity, call, found[0], where)
+
+
 def revoke(identity: Identity, call: Call) -> IdentityAnswer:
     """End a key of the caller."""
     record = _own_key(identity, call)
-    key_id = str(record["id"])
+    return _drop(identity, call, record, _is_key(call, str(record["id"])))
+
+
+def _drop(
+    identity: Identity, call: Call, record: _Record, where: list[Condition]
+) -> IdentityAnswer:
     try:
         carry_out(identity.writer.submit, [
-            DropRecords(_TABLE, _is_key(call, key_id), expected=1),
-            _audit(identity, call, "api_key_revoke", key_id),
+            DropRecords(_TABLE, where, expected=1),
+            _audit(identity, call, "api_key_revoke", str(record["id"]), str(record["user_id"])),
         ])
     except RecordConflict:
         raise _not_found() from None
@@ -124,7 +174,7 @@ def rotate(identity: Identity, call: Call) -> IdentityAnswer:
     try:
         carry_out(identity.writer.submit, [
             SetRecords(_TABLE, where, values, expected=1),
-            _audit(identity, call, "api_key_rotate", key_id),
+            _audit(identity, call, "api_key_rotate", key_id, str(record["user_id"])),
         ])
     except RecordConflict:
         raise _not_found() from None
@@ -189,11 +239,14 @@ def _close_sockets(identity: Identity, record: _Record) -> None:
             identity.send_signal(SessionRevoked(family))
 
 
-def _audit(identity: Identity, call: Call, action: str, key_id: str) -> PutRecord:
+def _audit(
+    identity: Identity, call: Call, action: str, key_id: str, user_id: str
+) -> PutRecord:
     facts = call.facts
     return audit_step(
-        action, identity.app.clock, identity.app.random, user_id=facts.auth.user_id,
-        tenant_id=facts.auth.tenant_id, ip=facts.address, user_agent=facts.device,
+        action, identity.app.clock, identity.app.random, user_id=user_id,
+        actor_id=facts.auth.user_id, tenant_id=facts.auth.tenant_id, ip=facts.address,
+        user_agent=facts.device,
         metadata={"key_id": key_id},
     )
 
@@ -204,7 +257,8 @@ def _not_found() -> NotFound:
 
 def _answer_of(record: _Record) -> ApiKeyAnswer:
     return ApiKeyAnswer(
-        id=str(record["id"]), prefix=str(record["prefix"]), name=str(record["name"]),
+        id=str(record["id"]), user_id=str(record["user_id"]), prefix=str(record["prefix"]),
+        name=str(record["name"]),
         scopes=_text_or_null(record["scopes"]), expires_at=_int_or_null(record["expires_at"]),
         last_used_at=_int_or_null(record["last_used_at"]), created_at=_int(record["created_at"]),
     )

@@ -4,6 +4,10 @@ An invite is a row with the hash of its token. It is good for 7 days and once; a
 same address replaces it. The account that accepts must have the invited address, so a link that
 somebody has passed on or read is of no use to another account.
 
+The link came by mail, so who has it reads the mail of the address. If that was not proved before,
+somebody else may have registered the address in advance: their credentials and sessions end, and
+the answer has a new session (`workers.identity.accounts`).
+
 Invariants: the acceptance and the membership are one transaction, so an invite makes one member. In
 dev mode alone the answer has the token.
 """
@@ -42,7 +46,9 @@ from pylon.query.conditions import and_, equal
 from pylon.storage.auth_ops import Condition
 from pylon.storage.public_rows import whole_store
 from workers.identity import orgs, rates
+from workers.identity.accounts import Account, prove_mailbox
 from workers.identity.identity import Call, Identity
+from workers.identity.sign_in import finish_sign_in
 
 LIFE_S: Final = 7 * 86_400
 _TOKEN_BYTES: Final = 16
@@ -136,17 +142,39 @@ def accept(identity: Identity, call: Call) -> IdentityAnswer:
             "orgId": org_id, "userId": user_id, "role": row["role"],
             "joinedAt": orgs.time_in(member, "joinedAt", now_s),
         })
+        email = _parse(row["email"])
+        if email is not None and _is_unproved(identity, user_id, email):
+            proves = prove_mailbox(identity, Account(user_id, is_verified=False), email)
+        else:
+            proves = []
         accepted = {"acceptedAt": orgs.time_in(entities.invite, "acceptedAt", now_s)}
         version = orgs.version_of(identity, entities.invite, row["id"])
-        return [
+        steps: list[Step] = [
             orgs.update(entities.invite, row["id"], accepted, version), joined,
             orgs.audit(identity, call, "org_invite_accept", org_id, role=row["role"]),
-        ], json_answer(AcceptedAnswer(org_id=org_id, role=str(row["role"])))
+        ]
+        answer = AcceptedAnswer(org_id=org_id, role=str(row["role"]))
+        if not proves:
+            return steps, json_answer(answer)
+        signed_in = finish_sign_in(
+            identity, call, user_id, "invite", [*proves, *steps],
+            extra={"credentials_dropped": True, "org_id": answer.org_id, "role": answer.role},
+        )
+        return [], signed_in
 
     try:
         return orgs.carry_out_again(identity, attempt)
     except UniqueViolation:
         raise AlreadyMember("You are a member of this organisation already") from None
+
+
+def _is_unproved(identity: Identity, user_id: str, email: EmailAddress) -> bool:
+    """Whether nobody has proved yet that they read the mail of a user's address."""
+    where = [
+        Condition("kind", "=", "email"), Condition("subject", "=", email.key),
+        Condition("user_id", "=", user_id), Condition("verified_at", "null"),
+    ]
+    return identity.store.point(lambda reader: reader.count_records("identities", where)) > 0
 
 
 def _find(identity: Identity, entities: OrgEntities, token: str) -> orgs.Row:
