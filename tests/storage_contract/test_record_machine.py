@@ -182,7 +182,8 @@ def put_session(tables: Tables, op: PutSession) -> int:
     tables["sessions"][op.session_id,] = {
         **dict.fromkeys(columns), "session_id": op.session_id, "user_id": op.user_id,
         "is_guest": int(op.is_guest), "created_at": op.created_at_s, "expires_at": op.expires_at_s,
-        "device": op.device,
+        "device": op.device, "family": op.session_id, "auth_time": op.created_at_s,
+        "methods": op.methods, "last_seen_at": op.created_at_s, "token_hint": op.token_hint,
     }
     return 1
 
