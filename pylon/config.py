@@ -96,6 +96,8 @@ class Config:
     dashboard_url: str
     hibp: bool
     pwned_file: str | None
+    google_native_client_ids: tuple[str, ...]
+    apple_native_client_ids: tuple[str, ...]
     app: str | None
     static_dir: str | None
     openapi_public: bool
@@ -171,8 +173,11 @@ def load(
         )
         values[setting.field] = value
     named, origin_of_named = _family_variables(sources, is_provider_setting)
-    providers, found = read_providers(named, values["oauth_file"], dev_mode=values["dev_mode"],
-                                      native_client_ids={})
+    providers, found = read_providers(
+        named, values["oauth_file"], dev_mode=values["dev_mode"], native_client_ids={
+            name: values[f"{name}_native_client_ids"] for name in ("google", "apple")
+        },
+    )
     problems.extend(found)
     raw.update(named)
     origin_by_env.update(origin_of_named)

@@ -49,6 +49,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         )
     yield from _secret_key_problems(config)
     yield from _cookie_problems(config)
+    yield from _provider_problems(config)
     yield from _mail_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
@@ -93,6 +94,19 @@ def _mail_problems(config: Config) -> Iterator[str]:
             yield (
                 f"PYLON_EMAIL_PROVIDER is {config.email_provider}, and PYLON_{field.upper()} is "
                 "not set: set it"
+            )
+
+
+def _provider_problems(config: Config) -> Iterator[str]:
+    """Yield the sign-in providers that could not send a browser back."""
+    if config.public_url is not None or config.dev_mode:
+        return
+    for provider in config.sign_in_providers:
+        if provider.redirect is None:
+            name = provider.provider
+            yield (
+                f"the sign-in provider {name} needs PYLON_PUBLIC_URL, the URL that browsers reach "
+                f"this server by, or PYLON_OAUTH_{name.upper()}_REDIRECT"
             )
 
 

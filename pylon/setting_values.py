@@ -209,6 +209,14 @@ def origins(raw: str) -> tuple[str, ...]:
     return tuple(origin(part) for part in raw.split(",") if part.strip())
 
 
+def words(raw: str) -> tuple[str, ...]:
+    """Return the words of a comma list, of printable ASCII characters without spaces."""
+    found = tuple(part.strip() for part in raw.split(",") if part.strip())
+    if not all(word.isascii() and word.isprintable() and " " not in word for word in found):
+        raise ValueError("expected a comma list of words of ASCII characters")
+    return found
+
+
 def url(*schemes: str) -> Parser:
     """Return a parser of absolute URLs with one of the schemes."""
 

@@ -33,6 +33,7 @@ from pylon.setting_values import (
     token,
     url,
     url_or_path,
+    words,
 )
 from pylon.setting_values import boolean as _bool
 from pylon.setting_values import choice as _choice
@@ -228,6 +229,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_PWNED_FILE", "pwned_file", _text, None,
             "A sorted file of SHA-1 hashes of stolen passwords, for example that of Have I Been "
             "Pwned ordered by hash; a new password that is in it is refused."),
+    Setting("PYLON_GOOGLE_NATIVE_CLIENT_IDS", "google_native_client_ids", words, "",
+            "Comma list of client ids of native apps, whose ID tokens of Google sign in."),
+    Setting("PYLON_APPLE_NATIVE_CLIENT_IDS", "apple_native_client_ids", words, "",
+            "Comma list of bundle ids of native apps, whose ID tokens of Apple sign in."),
     Setting("PYLON_APP", "app", _text, None,
             "The app's Python file: its shards and matchmaking, e.g. game.py."),
     Setting("PYLON_STATIC_DIR", "static_dir", _text, None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -319,9 +320,12 @@ def test_a_refresh_token_gives_a_new_access_token(issuer: Issuer, clock: ManualC
 def test_an_id_token_of_a_native_app(issuer: Issuer, clock: ManualClock) -> None:
     provider = provider_of(issuer, clock, native_client_ids=("ios-app",))
     issuer.claims["aud"] = "ios-app"
-    assert provider.verify_native(issuer.id_token("n1"), "n1").subject == "user-1"
+    assert provider.verify_native(issuer.id_token("n1"), "n1").profile.subject == "user-1"
+    hashed = hashlib.sha256(b"n1").hexdigest()
+    assert provider.verify_native(issuer.id_token(hashed), "n1").profile.subject == "user-1"
     for token, nonce in (
-        (issuer.id_token("n1"), "n2"), (issuer.id_token(None), "n1"), ("eyJ.e30.x", None),
+        (issuer.id_token("n1"), "n2"), (issuer.id_token(None), "n1"),
+        (issuer.id_token("n1"), None), ("eyJ.e30.x", None),
     ):
         with pytest.raises(InvalidIdToken):
             provider.verify_native(token, nonce)

@@ -9,6 +9,7 @@ import pytest
 from pylon import config
 from pylon.errors import SettingsRefused
 from pylon.provider_settings import ProviderSettings
+from pylon.setting_checks import unsafe_settings
 
 SECRET = "s3cr3t-of-the-client"
 GOOGLE = {"PYLON_OAUTH_GOOGLE_CLIENT_ID": "id1", "PYLON_OAUTH_GOOGLE_CLIENT_SECRET": SECRET}
@@ -151,3 +152,13 @@ def test_http_is_for_dev_mode() -> None:
     }
     assert "outside dev mode" in refusal(env)
     assert providers(env | {"PYLON_DEV_MODE": "1"})["local"].issuer == "http://127.0.0.1:9000"
+
+
+def test_production_needs_a_url_to_come_back_to() -> None:
+    def problems(**more: str) -> list[str]:
+        loaded = config.load({**GOOGLE, "PYLON_CORS_ORIGIN": "https://app.example", **more})
+        return [text for text in unsafe_settings(loaded.config) if "google" in text]
+
+    assert "PYLON_PUBLIC_URL" in problems()[0] and "PYLON_OAUTH_GOOGLE_REDIRECT" in problems()[0]
+    assert not problems(PYLON_PUBLIC_URL="https://api.example")
+    assert not problems(PYLON_OAUTH_GOOGLE_REDIRECT="https://api.example/cb")

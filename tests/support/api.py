@@ -48,6 +48,7 @@ from tests.support.database import Database
 from workers.identity.execution import execute
 from workers.identity.hashing import HashPool
 from workers.identity.identity import Identity
+from workers.identity.providers.client import make_providers
 from workers.merge_sandbox import MergeSandbox
 from workers.shards.matchmaking import Matchmaking
 from workers.shards.registry import ShardRegistry
@@ -223,6 +224,7 @@ def serve_api(
     identity = Identity(
         app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
         keys=keys, rules=password_rules(config, parsed), issuer=session_issuer(app), mails=mails,
+        providers=make_providers(app),
         wake_mail=lambda: None,
         send_signal=signals.append,
     )

@@ -82,6 +82,7 @@ class Issuer:
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     refresh_tokens: set[str] = field(default_factory=set)
     sign: Callable[[Issuer, dict[str, Any]], str] | None = None  # replaces the signature
+    now_s: Callable[[], float] = time.time
     extra: dict[str, str] = field(default_factory=dict)  # parameters of the redirect
 
     def paths(self) -> list[str]:
@@ -97,7 +98,7 @@ class Issuer:
 
     def id_token(self, nonce: str | None) -> str:
         """A token of now; `claims` wins over everything."""
-        now = int(time.time())
+        now = int(self.now_s())
         claims: dict[str, Any] = {
             "iss": self.url, "aud": CLIENT_ID, "iat": now, "exp": now + 300, "nonce": nonce,
             **(self.user if self.claims_in_token else {"sub": self.user["sub"]}), **self.claims,

@@ -7,5 +7,6 @@
     identity    the services that every flow gets
     accounts    whose an address is, new users, proof of a mailbox
     hashing     password hashes in threads
-    providers   sign-in by OAuth 2 and OpenID Connect
+    providers   the client of OAuth 2 and OpenID Connect
+    oauth_states, provider_accounts  sign-ins that wait for their browser; whose they are
 """

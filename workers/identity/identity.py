@@ -24,6 +24,7 @@ from pylon.clock import NS_PER_S
 from pylon.mail.outbox import Mails
 from pylon.storage.interface import Store
 from workers.identity.hashing import HashPool
+from workers.identity.providers.client import Provider
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Identity:
     keys: Keys
     rules: PasswordRules
     issuer: SessionIssuer
+    providers: Mapping[str, Provider]  # by name
     mails: Mails
     wake_mail: Callable[[], None]  # after the commit of a mail
     send_signal: Callable[[Signal], None]

@@ -99,6 +99,7 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
     """
     hashing = importlib.import_module("workers.identity.hashing")
     services = importlib.import_module("workers.identity.identity")
+    clients = importlib.import_module("workers.identity.providers.client")
     app = booted.app
     keys = read_keys(app.config)
     if keys is None:
@@ -112,7 +113,8 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
         app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
         hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
         keys=keys, rules=make_rules(app), issuer=session_issuer(app),
-        mails=mails, wake_mail=woken.set, send_signal=SignalSender(booted.runtime).send,
+        providers=clients.make_providers(app), mails=mails, wake_mail=woken.set,
+        send_signal=SignalSender(booted.runtime).send,
     )
 
 

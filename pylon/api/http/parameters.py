@@ -39,6 +39,8 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     **{route.path: route.params for route in ROUTES if route.params},
 }
 _API: Final = "/api/"
+# Others add parameters of their own: a provider to the page that it sends a browser back to.
+_OPEN: Final = frozenset(route.path for route in ROUTES if route.takes_any_params)
 # Its server reads them after it has taken the connection over.
 _UPGRADED: Final = "/api/sync/ws"
 
@@ -56,6 +58,8 @@ def check_names(req: falcon.Request, *, refuses: bool) -> None:
     """
     route = req.uri_template
     if route is None or not route.startswith(_API) or route == _UPGRADED:
+        return
+    if route in _OPEN:
         return
     known = KNOWN.get(route, ())
     unknown = next((name for name in req.params if name not in known), None)

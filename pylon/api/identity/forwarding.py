@@ -145,6 +145,7 @@ def facts_of(
         is_trusted_origin=services.requests.origins.allows(origin),
         cookies=identity_cookies(req.env.get("HTTP_COOKIE"), services.requests.cookie.name),
         is_form=is_form,
+        is_cross_site=req.env.get("HTTP_SEC_FETCH_SITE", "").strip() == "cross-site",
     )
 
 

@@ -27,6 +27,7 @@ class IdentityRoute:
         rate: the rate of client addresses, which the HTTP worker spends first.
         params: the query parameters that the flow reads. Those of the path come by themselves.
         required: members of the body that the flow requires, though its type does not.
+        takes_any_params: others may add query parameters, which are ignored.
         takes_form: also takes a form of our own pages, whose fields become members of the body.
         takes_any_origin: also takes requests of foreign pages: the flow has its own state.
     """
@@ -42,5 +43,6 @@ class IdentityRoute:
     rate: Callable[[Config], Rate] | None = None
     params: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    takes_any_params: bool = False
     takes_form: bool = False
     takes_any_origin: bool = False

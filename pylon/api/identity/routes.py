@@ -22,6 +22,7 @@ from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.account_bodies import AccountDeleted, AccountExport, AuditEntry
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
 from pylon.api.identity.mail_routes import MAIL_ROUTES
+from pylon.api.identity.provider_routes import PROVIDER_ROUTES
 from pylon.api.identity.route import IdentityRoute
 from pylon.api.identity.user_routes import USER_ROUTES
 
@@ -80,10 +81,6 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "POST", "/api/auth/upgrade", "upgrade", "user",
         "Make a guest's session a user's; outside dev mode for admins only",
         {200: Upgraded}, UPGRADE, (errors.Forbidden, errors.MissingUserId, errors.UpgradeFailed),
-    ),
-    IdentityRoute(
-        "GET", "/api/auth/providers", "providers", "anyone", "The sign-in providers",
-        {200: list[dict[str, str]]},
     ),
     IdentityRoute(
         "POST", "/api/auth/totp/enroll", "totp_enroll", "session",
@@ -262,6 +259,7 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "Work in an organisation, or in none", {200: orgs.TenantAnswer}, orgs.SELECT_ORG,
         raises=(errors.OrgNotConfigured, errors.MissingOrgId, errors.NoMember),
     ),
+    *PROVIDER_ROUTES,
 )
 PAGES: Final = "/auth/"  # of our own sign-in page (`pylon.api.identity.sign_in_page`)
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -24,6 +24,7 @@ from urllib.parse import urlencode, urlsplit
 import gevent
 
 from pylon import limits, log
+from pylon.app import App
 from pylon.clock import NS_PER_S, Clock, RandomSource
 from pylon.errors import (
     InvalidIdToken,
@@ -41,6 +42,7 @@ from workers.identity.providers.id_tokens import (
     Claims,
     Expected,
     IdTokenInvalid,
+    check_native_nonce,
     verify_id_token,
 )
 from workers.identity.providers.key_sets import Key, KeySet, load_key_set
@@ -75,6 +77,14 @@ class Confirmed:
 
     profile: Profile
     tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class NativeSignIn:
+    """The user of an ID token, and when the token ends (Unix time)."""
+
+    profile: Profile
+    expires_at_s: int
 
 
 def new_start(random: RandomSource) -> Start:
@@ -156,8 +166,11 @@ class Provider:
             lambda: RefreshFailed(f"The sign-in provider {self.name} gave no new access token"),
         )
 
-    def verify_native(self, id_token: str, nonce: str | None) -> Profile:
+    def verify_native(self, id_token: str, nonce: str | None) -> NativeSignIn:
         """Check an ID token that a native app got from the provider itself.
+
+        Args:
+            nonce: of the app, if it had one. The token has it, or its SHA-256 as hex (Apple).
 
         Raises:
             ProviderNotFound: no native client ids are set.
@@ -172,15 +185,18 @@ class Provider:
         clients = (*self.settings.native_client_ids, self.settings.client_id)
         try:
             claims = self._attempt(
-                lambda: self._verify(self._metadata.get(), id_token, clients, nonce),
+                lambda: self._verify(self._metadata.get(), id_token, clients, None),
                 lambda: ProviderKeysUnavailable(
                     f"The keys of the sign-in provider {self.name} cannot be fetched now"
                 ),
             )
+            check_native_nonce(claims, nonce)
         except IdTokenInvalid as ex:
             _log.info("id_token.refused", provider=self.name, reason=str(ex))
             raise InvalidIdToken(f"The ID token of {self.name} is not valid here") from None
-        return read_profile(self.settings, claims["sub"], [claims])
+        return NativeSignIn(
+            read_profile(self.settings, claims["sub"], [claims]), int(claims["exp"])
+        )
 
     def _attempt(self, call: Callable[[], T], error: Callable[[], PylonError]) -> T:
         """Run requests within the time limit; a failure is logged and raised as `error`."""
@@ -272,11 +288,15 @@ class Provider:
         return self._clock.wall_ns() / NS_PER_S
 
 
-def make_providers(
-    settings: Iterable[ProviderSettings], fetcher: Fetcher, clock: Clock
-) -> dict[str, Provider]:
+def make_providers(app: App) -> dict[str, Provider]:
     """Return the configured providers by name. Nothing is fetched yet."""
-    return {each.provider: Provider(each, fetcher, clock) for each in settings}
+    config = app.config
+    if not config.sign_in_providers:
+        return {}  # reading the certificates of the system takes 0.1 s
+    fetcher = Fetcher(allows_private=config.dev_mode)
+    return {
+        each.provider: Provider(each, fetcher, app.clock) for each in config.sign_in_providers
+    }
 
 
 def _check_response_issuer(metadata: Metadata, issuer: str | None) -> None:

@@ -7,6 +7,7 @@ asymmetric algorithms, for this client, of this sign-in (nonce), and within its 
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import math
 import warnings
@@ -75,6 +76,22 @@ def verify_id_token(token: str, expected: Expected, find_key: FindKey, now_s: fl
     if not isinstance(subject, str) or not 0 < len(subject) <= _SUBJECT_CHARS:
         raise IdTokenInvalid("sub is no text of 1 to 255 characters")
     return claims
+
+
+def check_native_nonce(claims: Claims, nonce: str | None) -> None:
+    """Check that a token has the nonce of an app, or the SHA-256 of it, as Apple's tokens do.
+
+    Raises:
+        IdTokenInvalid
+    """
+    found = claims.get("nonce")
+    if found is None and nonce is None:
+        return
+    accepted = [] if nonce is None else [nonce, hashlib.sha256(nonce.encode()).hexdigest()]
+    if not isinstance(found, str) or not any(
+        hmac.compare_digest(found.encode(), each.encode()) for each in accepted
+    ):
+        raise IdTokenInvalid("nonce is not the one of the app")
 
 
 def _verify_signature(token: str, find_key: FindKey) -> Claims:
