@@ -94,6 +94,7 @@ class Config:
     email_folder: str | None
     email_templates_folder: str | None
     dashboard_url: str
+    login_url: str
     hibp: bool
     pwned_file: str | None
     google_native_client_ids: tuple[str, ...]

@@ -223,6 +223,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "PYLON_EMAIL_TEMPLATE_MAGIC_CODE_SUBJECT and _BODY win over it."),
     Setting("PYLON_DASHBOARD_URL", "dashboard_url", url_or_path, "/",
             "Where a browser goes after a magic link that named no page."),
+    Setting("PYLON_LOGIN_URL", "login_url", url_or_path, "/auth/",
+            "The page to sign in at, for the link of an invite. It gets the link as `next`."),
     Setting("PYLON_HIBP", "hibp", _bool, "false",
             "Ask Have I Been Pwned whether a new password was stolen. It gets five digits of the "
             "hash; without its answer within 2 s the password is accepted."),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import html
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -18,6 +21,7 @@ from tests.support.manifests import sign_in_app
 pytestmark = pytest.mark.stores
 
 ORGS = "/api/auth/orgs"
+SESSION = "members_session"  # the cookie
 
 
 def org_app() -> dict[str, Any]:
@@ -345,3 +349,70 @@ def test_attack_21_an_invite_ends_what_others_registered_in_advance(
     assert bob.stage.call("GET", "/api/auth/me", None, key).status_code == 401
     bob.token = answer["token"]
     assert bob.me()["user_id"] == bob.id and bob("GET", f"{ORGS}/{org}")["role"] == "member"
+
+
+# --- The link of the mail ------------------------------------------------------------------------
+
+
+class Browser:
+    """A browser with the session cookie of a person, which shows the page of an invite."""
+
+    def __init__(self, person: Person, token: str) -> None:
+        self.person = person
+        self.cookie = f"{SESSION}={person.token}"
+        path = f"/api/auth/invites/{token}/accept"
+        self.page = person.stage.client.simulate_get(path, headers={"Cookie": self.cookie})
+        made = re.findall(r"members_ml=[0-9a-f]+", self.page.headers.get("set-cookie", ""))
+        self.cookie = "; ".join([self.cookie, *made])
+        self.fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', self.page.text))
+
+    def send(self, **fields: str) -> Any:
+        """Send the form of the page, as a browser does from a page without a referrer."""
+        return self.person.stage.client.simulate_post(
+            "/api/auth/invites/accept", body=urlencode({**self.fields, **fields}),
+            headers={"Cookie": self.cookie, "Origin": "null",
+                     "Content-Type": "application/x-www-form-urlencoded"},
+        )
+
+
+def test_the_link_of_a_mail_asks_to_sign_in_first(
+    people: tuple[Person, Person, Person],
+) -> None:
+    ann, bob, _ = people
+    token = ann.invite(ann.found(), bob)
+    path = f"/api/auth/invites/{token}/accept"
+    answer = ann.stage.client.simulate_get(path)
+    assert answer.status_code == 302
+    assert answer.headers["location"] == f"/auth/?next={quote(path, safe='')}"
+    page = ann.stage.client.simulate_get(answer.headers["location"])
+    assert page.status_code == 200 and path in html.unescape(page.text)
+
+
+def test_the_page_of_a_link_joins_by_its_button(people: tuple[Person, Person, Person]) -> None:
+    ann, bob, _ = people
+    org = ann.found("A <b>")
+    browser = Browser(bob, ann.invite(org, bob, "editor"))
+    assert browser.page.status_code == 200 and "A &lt;b&gt;" in browser.page.text
+    assert bob("GET", ORGS) == [], "opening the link joins nothing"
+    answer = browser.send()
+    assert (answer.status_code, answer.headers["location"]) == (302, "/")
+    cookie = answer.headers.get("set-cookie", "")
+    if cookie:  # the link has proved the mailbox, so there is a new session
+        bob.token = cookie.partition(";")[0].partition("=")[2]
+    assert [found["role"] for found in bob("GET", ORGS)] == ["editor"]
+
+
+def test_a_form_that_the_page_has_not_made_joins_nothing(
+    people: tuple[Person, Person, Person],
+) -> None:
+    ann, bob, cid = people
+    token = ann.invite(ann.found(), bob)
+    browser = Browser(bob, token)
+    assert browser.send(nonce="").status_code == 403
+    assert browser.send(nonce="0" * 64).status_code == 403
+    assert bob("GET", ORGS) == []
+    assert Browser(cid, token).send().status_code == 400, "the invite of another address"
+    unknown = bob.stage.client.simulate_get(
+        "/api/auth/invites/unknown/accept", headers={"Cookie": f"{SESSION}={bob.token}"}
+    )
+    assert unknown.status_code == 400 and "no such invite" in unknown.text

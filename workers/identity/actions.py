@@ -60,6 +60,8 @@ ACTIONS: Final[dict[str, Flow]] = {
     "invite_create": invites.create,
     "invite_revoke": invites.revoke,
     "invite_accept": invites.accept,
+    "invite_open": invites.open_link,
+    "invite_accept_by_form": invites.accept_by_form,
     "providers": providers.list_providers,
     "admin_create_user": users.create_user,
     "admin_list_users": users.list_users,

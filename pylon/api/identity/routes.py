@@ -16,6 +16,7 @@ from typing import Final
 
 from pylon import errors
 from pylon.api.identity import api_key_bodies as keys
+from pylon.api.identity import mail_bodies
 from pylon.api.identity import org_bodies as orgs
 from pylon.api.identity import password_bodies as bodies
 from pylon.api.identity import totp_bodies as totp
@@ -253,6 +254,17 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "Join the organisation of an invite", {200: orgs.AcceptedAnswer},
         raises=(errors.OrgNotConfigured, errors.InviteNotFound, errors.InviteExpired,
                 errors.AlreadyAccepted, errors.WrongEmail, errors.AlreadyMember),
+    ),
+    IdentityRoute(
+        "GET", "/api/auth/invites/{token}/accept", "invite_open", "anyone",
+        "The page of an invite, or the way to sign in", {200: None, 302: None, 400: None},
+        raises=(errors.OrgNotConfigured,),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/invites/accept", "invite_accept_by_form", "session",
+        "Join the organisation of an invite, by the form of its page",
+        {302: None, 200: None, 400: None}, mail_bodies.LINK,
+        takes_form=True, takes_any_origin=True,  # the form has its nonce
     ),
     IdentityRoute(
         "POST", "/api/auth/select-org", "org_select", "session",

@@ -20,6 +20,7 @@ from typing import Final
 import orjson
 
 from pylon.api.identity.api_key_bodies import RevokedAnswer
+from pylon.api.identity.mail_bodies import LinkBody
 from pylon.api.identity.org_bodies import (
     AcceptedAnswer,
     InviteAnswer,
@@ -28,6 +29,7 @@ from pylon.api.identity.org_bodies import (
 )
 from pylon.auth.email_address import EmailAddress, parse_email
 from pylon.auth.keys import hash_token
+from pylon.auth.redirects import with_parameters
 from pylon.auth.transactions import Step, carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import (
@@ -38,6 +40,8 @@ from pylon.errors import (
     InviteExpired,
     InviteNotFound,
     NotFound,
+    PylonError,
+    TotpRequired,
     UniqueViolation,
     WrongEmail,
 )
@@ -48,9 +52,13 @@ from pylon.storage.public_rows import whole_store
 from workers.identity import orgs, rates
 from workers.identity.accounts import Account, prove_mailbox
 from workers.identity.identity import Call, Identity
+from workers.identity.link_forms import link_page, require_own_form
+from workers.identity.pages import message_page
 from workers.identity.sign_in import finish_sign_in
 
 LIFE_S: Final = 7 * 86_400
+FORM_PATH: Final = "/api/auth/invites/accept"
+_TITLE: Final = "Invitation"
 _TOKEN_BYTES: Final = 16
 _PREFIX_CHARS: Final = 8
 
@@ -81,7 +89,8 @@ def create(identity: Identity, call: Call) -> IdentityAnswer:
         made,
         orgs.audit(identity, call, "org_invite_send", place.org_id, role=body.role),
         identity.mails.put(
-            "ORG_INVITE", email.text, LIFE_S, url=url, org_name=_name_of(identity, place),
+            "ORG_INVITE", email.text, LIFE_S, url=url,
+            org_name=_name_of(identity, place.entities, place.org_id),
             inviter=_address_text(identity, place.user_id),
         ),
     ]
@@ -120,11 +129,51 @@ def revoke(identity: Identity, call: Call) -> IdentityAnswer:
 
 def accept(identity: Identity, call: Call) -> IdentityAnswer:
     """Join the organisation of an invite."""
+    return _join(identity, call, call.params["token"])
+
+
+def open_link(identity: Identity, call: Call) -> IdentityAnswer:
+    """Show the page of the link in the mail; who has not signed in does that first."""
+    token, config = call.params["token"], identity.app.config
+    entities = orgs.entities_of(identity)
+    if call.facts.session_id is None or call.facts.auth.is_guest:
+        login = config.login_url
+        return IdentityAnswer(
+            status=302, location=with_parameters(login, {"next": _path(token)})
+        )
+    try:
+        row = _find(identity, entities, token)
+    except InviteNotFound as ex:
+        return message_page(_TITLE, f"{ex.message}. {ex.hint}.", ex.status)
+    name = _name_of(identity, entities, str(row["orgId"]))
+    return link_page(
+        identity, call, _TITLE,
+        f"{row['email']} is invited to join {name} as {row['role']}.", f"Join {name}", FORM_PATH,
+        token,
+    )
+
+
+def accept_by_form(identity: Identity, call: Call) -> IdentityAnswer:
+    """Join by the form of that page, and go on to PYLON_DASHBOARD_URL."""
+    body, target = call.decode(LinkBody), identity.app.config.dashboard_url
+    try:
+        require_own_form(call, body.nonce)
+        answer = _join(identity, call, body.token)
+    except TotpRequired:  # the address was proved, so all sessions of before have ended
+        return message_page(_TITLE, "You have joined. Sign in again.")
+    except PylonError as ex:
+        return message_page(_TITLE, f"{ex.message}. {ex.hint or ''}".rstrip(), ex.status)
+    return IdentityAnswer(
+        status=302, location=target, session_token=answer.session_token, cookies=answer.cookies
+    )
+
+
+def _join(identity: Identity, call: Call, token: str) -> IdentityAnswer:
     user_id = orgs.user_of(call)
     entities = orgs.entities_of(identity)
 
     def attempt() -> tuple[Sequence[Step], IdentityAnswer]:
-        row = _find(identity, entities, call.params["token"])
+        row = _find(identity, entities, token)
         now_s, org_id = identity.now_s(), str(row["orgId"])
         if row.get("acceptedAt") is not None:
             raise AlreadyAccepted("This invite was accepted before")
@@ -237,13 +286,16 @@ def _parse(address: object) -> EmailAddress | None:
         return None
 
 
-def _name_of(identity: Identity, place: orgs.Place) -> str:
-    entity = place.entities.org
-    raw = identity.store.point(lambda reader: reader.get(entity.name, place.org_id))
+def _name_of(identity: Identity, entities: OrgEntities, org_id: str) -> str:
+    raw = identity.store.point(lambda reader: reader.get(entities.org.name, org_id))
     return "" if raw is None else str(orjson.loads(raw)["name"])
 
 
 def _accept_url(identity: Identity, token: str) -> str:
     config = identity.app.config
     base = config.public_url or f"http://localhost:{config.port}"
-    return f"{base}/api/auth/invites/{token}/accept"
+    return f"{base}{_path(token)}"
+
+
+def _path(token: str) -> str:
+    return f"/api/auth/invites/{token}/accept"
