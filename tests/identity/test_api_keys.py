@@ -91,7 +91,7 @@ def test_the_text_of_a_key_is_shown_once_and_stored_nowhere(stage: ApiStage) -> 
 @pytest.mark.parametrize("token", [
     "pk.", "pk.key_x.y", "pk.key_" + "a" * 32 + "." + "b" * 43, "pk." + "x" * 5_000,
     "pk.key_" + "a" * 32 + "\u00fc" * 5, new_api_key(SystemRandom()).text,
-])
+], ids=["empty", "short", "unknown", "long", "not-ascii", "another"])
 def test_what_is_no_key_is_401(stage: ApiStage, token: str) -> None:
     answer = stage.call("GET", "/api/auth/me", headers={"Authorization": f"Bearer {token}"})
     assert (answer.status_code, answer.json["error"]["code"]) == (401, "INVALID_API_KEY")
