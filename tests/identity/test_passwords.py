@@ -11,6 +11,7 @@ import pytest
 from pylon.storage.auth_ops import Condition
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import sign_in_app
+from tests.support.outbox import take_code
 
 pytestmark = pytest.mark.stores
 
@@ -152,6 +153,28 @@ def test_with_required_verification_new_and_taken_addresses_get_one_answer(
         # Only the right password tells that the address is not confirmed.
         assert sign_in(stage, "ann@example.com", PASSWORD) == (403, "EMAIL_NOT_VERIFIED")
         assert sign_in(stage, "ann@example.com", "another password")[0] == 401
+
+
+def test_an_address_is_confirmed_without_a_session(tmp_path: Path) -> None:
+    environ = {"PYLON_REQUIRE_EMAIL_VERIFICATION": "true", "PYLON_DEV_MODE": "true",
+               "PYLON_EMAIL_PROVIDER": "console"}
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        stage.call("POST", REGISTER, {"email": "ann@example.com", "password": PASSWORD})
+        code = take_code(stage)
+        verify = "/api/auth/email/verify"
+        for email in (None, ""):
+            answer = stage.call("POST", verify, {"code": code, "email": email})
+            assert (answer.status_code, answer.json["error"]["code"]) == (401, "AUTH_REQUIRED")
+        # The code of an address is none of another one, known or not.
+        stage.call("POST", REGISTER, {"email": "bob@example.com", "password": PASSWORD})
+        for email in ("bob@example.com", "nobody@example.com"):
+            answer = stage.call("POST", verify, {"code": code, "email": email})
+            assert (answer.status_code, answer.json["error"]["code"]) == (401, "INVALID_CODE")
+        answer = stage.call("POST", verify, {"code": code, "email": " Ann@Example.com "})
+        assert answer.status_code == 200 and answer.json["verified"] is True
+        assert set(answer.json) == {"verified", "emailVerified"}, "and no session"
+        assert sign_in(stage, "ann@example.com", PASSWORD)[0] == 200
+        assert sign_in(stage, "bob@example.com", PASSWORD) == (403, "EMAIL_NOT_VERIFIED")
 
 
 # --- Sign in -----------------------------------------------------------------------------

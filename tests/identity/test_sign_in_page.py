@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,8 +13,9 @@ from falcon import testing
 from pylon.api.identity.page_html import PageStyle
 from pylon.api.identity.routes import ROUTE_BY_ACTION
 from pylon.api.identity.sign_in_page import FORMS
-from tests.support.api import ApiStage
+from tests.support.api import ApiStage, serve_api
 from tests.support.authenticator import enroll, now_s
+from tests.support.manifests import sign_in_app
 from tests.support.outbox import take_code, take_mails
 
 OWN = {"Host": "app.example.com", "Origin": "http://app.example.com",
@@ -223,3 +225,24 @@ def contrast(first: str, second: str) -> float:
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_an_account_that_must_confirm_its_address_does_so_on_the_page(tmp_path: Path) -> None:
+    environ = {
+        "PYLON_REQUIRE_EMAIL_VERIFICATION": "true", "PYLON_DEV_MODE": "true",
+        "PYLON_EMAIL_PROVIDER": "console",
+    }
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        page = register(stage)
+        assert page.status_code == 200 and 'action="/auth/confirm"' in page.text
+        assert session_of(page) is None
+        assert post(stage, "", ADA).status_code == 403
+        code = take_code(stage)
+        wrong = "000000" if code != "000000" else "000001"
+        fields = {"email": ADA["email"]}
+        assert post(stage, "confirm", {**fields, "code": wrong}).status_code == 401
+        answer = post(stage, "confirm", {**fields, "code": code})
+        assert answer.status_code == 200 and "confirmed" in answer.text
+        assert session_of(answer) is None, "a code that verifies signs nobody in"
+        assert post(stage, "confirm", {**fields, "code": code}).status_code == 401, "once"
+        assert post(stage, "", ADA).status_code == 303

@@ -46,9 +46,13 @@ class SendLinkBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CodeBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The code that was sent to the caller's own address."""
+    """The code that was sent to the caller's own address.
+
+    `email`: the address, of a caller without a session; with one it is not read.
+    """
 
     code: _Code
+    email: Annotated[str, Meta(max_length=1_000)] | None = None
 
 
 class LinkBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -42,11 +42,11 @@ MAIL_ROUTES: Final[tuple[IdentityRoute, ...]] = (
         raises=(*_MAIL, errors.UserNotFound, errors.MissingEmail),
     ),
     IdentityRoute(
-        "POST", "/api/auth/email/verify", "verify_email", "session",
-        "Verify the caller's address by a code", {200: mail_bodies.EmailVerified},
+        "POST", "/api/auth/email/verify", "verify_email", "anyone",
+        "Verify an address by a code; it signs nobody in", {200: mail_bodies.EmailVerified},
         mail_bodies.CODE,
-        (errors.InvalidCode, errors.RateLimited, errors.UserNotFound, errors.MissingEmail,
-         errors.EmailTaken),
+        (errors.AuthRequired, errors.InvalidEmail, errors.InvalidCode, errors.RateLimited,
+         errors.UserNotFound, errors.MissingEmail, errors.EmailTaken),
     ),
     IdentityRoute(
         "POST", "/api/auth/email/change/request", "request_email_change", "fresh",

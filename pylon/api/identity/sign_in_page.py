@@ -74,8 +74,12 @@ FORMS: Final[tuple[Form, ...]] = (
         "register", "Create an account", "password_register",
         (Field("displayName", "Your name", "name"), _EMAIL,
          Field("password", "Password", "new-password")),
-        "Create the account", link="Create an account",
-        sent="We have sent you a mail. Open its link or enter its code to go on.",
+        "Create the account", link="Create an account", then="confirm",
+    ),
+    Form(
+        "confirm", "Confirm your address", "verify_email",
+        (Field("email", "", "hidden"), Field("code", "Code of the mail", "code")), "Confirm",
+        sent="Your address is confirmed. You can sign in now.",
     ),
     Form(
         "code", "Sign in by a code", "send_magic_code", (_EMAIL,), "Send me a code",
