@@ -60,7 +60,6 @@ class AdminSessions:
         found = describe_sessions(records, now_s)
         for described in found:
             del described["current"]
-        resp.set_header("cache-control", "no-store")
         send_json(resp, found)
 
     on_head = on_get

@@ -88,6 +88,8 @@ class _IdentityResource:
         params.update((name, value) for name, value in given.items() if value is not None)
         facts = facts_of(req, services, caller, address, is_form=is_form)
         self._send(resp, facts, services.identity.call(route.action, body, params, facts))
+        if not req.path.startswith("/api/"):  # below it the middleware sends this for all
+            resp.set_header("cache-control", "no-store")
 
     def _read(self, route: IdentityRoute, req: falcon.Request) -> tuple[bytes, bool]:
         """Return the body as JSON of the route's type, and whether it came as a form."""

@@ -50,7 +50,6 @@ class Refresh:
         if isinstance(token, UnprivilegedToken):  # its cookie holds the token that ends
             cookie = self._services.requests.cookie
             resp.append_header("set-cookie", cookie.set(session.token))
-        resp.set_header("cache-control", "no-store")
         send_json(
             resp,
             {

@@ -51,7 +51,6 @@ class SessionList:
             ("-created_at", "-last_seen_at"), limits.SESSIONS_LISTED,
         ))
         now_s = self._services.app.clock.wall_ns() // NS_PER_S
-        resp.set_header("cache-control", "no-store")
         send_json(resp, describe_sessions(records, now_s, caller.family))
 
     on_head = on_get
