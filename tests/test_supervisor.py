@@ -245,7 +245,7 @@ def test_systemd_is_told(make: Maker, tmp_path: Path) -> None:
             heard.append(notify.recv(4_096).decode())
         assert heard.index("READY=1") < heard.index("WATCHDOG=1")
         ready_with = next(h for h in heard[heard.index("READY=1"):] if h.startswith("STATUS="))
-        assert ready_with == "STATUS=http 1/1, ws 1/1, sse 1/1, shards 1/1"
+        assert ready_with == "STATUS=http 1/1, ws 1/1, sse 1/1, shards 1/1, identity 1/1"
         assert it.end() == 0
         rest = []
         notify.setblocking(False)
