@@ -144,12 +144,13 @@ def test_backup_by_root_is_where_root_said(machine: Machine, target: str) -> Non
 
 
 def test_backup_and_restore_commands(machine: Machine) -> None:
-    by_hand, restore = commands("Backup and restore")
+    by_hand, restore, _encrypted = commands("Backup and restore")
     assert "is sound" in machine.ask(by_hand)
     machine.ask("echo >> /etc/pylon/pylon.manifest.json")  # it comes back as well
     machine.ask(restore)
     assert get(machine, "/readyz").startswith("200 ")
     assert machine.ask("stat -c '%U %a' /var/lib/pylon/pylon.db") == "pylon 600"
+    assert machine.ask("stat -c '%U %a' /var/lib/pylon/secret.key") == "pylon 600"
     assert machine.ask("stat -c '%U %a' /etc/pylon/pylon.manifest.json") == "root 644"
     assert machine.ask("ls /var/lib/pylon /etc/pylon | grep -c replaced-") == "2"
     machine.ask("systemctl start pylon-backup.service")

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from pylon.control import ControlClient
+from pylon.data_dir import KEY_FILE
 from pylon.errors import Unavailable
 from tests.support.cli import decode_output
 from tests.support.load import Writer
@@ -191,6 +192,7 @@ def test_clients_go_on_at_their_cursor_on_the_other_store(
     assert server.terminate() == 0
     assert server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url).returncode == 0
     server.env["DATABASE_URL"] = postgres_url
+    server.env["PYLON_SECRET_KEY"] = server.db_path.with_name(KEY_FILE).read_text().strip()
     cursor = serve_on(server, token, before, op, n=200)
     moved = server.folder / "data" / "back.db"
     done = server.ctl(

@@ -13,10 +13,10 @@ from pathlib import Path
 import apsw
 import pytest
 
-from pylon.cli.backup import _Copy
+from pylon.cli.backup import _Bundle, _Copy
+from pylon.config import load
 from pylon.control import ControlDialogue
 from pylon.errors import Unavailable
-from pylon.storage.backend import Backend
 from pylon.storage.bundle.record import read_record
 from pylon.storage.factory import open_store_at
 from pylon.storage.sqlite.backup.verify import verify_backup
@@ -41,6 +41,10 @@ def run_backup(it: Supervised, target: Path, *prefix: str) -> subprocess.Complet
         [*prefix, sys.executable, "-m", "pylon.cli.main", "backup", str(target)],
         env=it.env, cwd=it.folder, capture_output=True, text=True, timeout=60, check=False,
     )
+
+
+def bundle_of(it: Supervised, target: Path) -> _Bundle:
+    return _Bundle(load(it.env).config, open_store_at(it.db_path), target, encryption=None)
 
 
 def value_of(it: Supervised, name: str) -> float:
@@ -107,8 +111,8 @@ def test_one_backup_at_a_time(make: Maker, tmp_path: Path) -> None:
 class HaltedCopy(_Copy):
     """A copy that stands still in its first step until something comes from the server."""
 
-    def __init__(self, dialogue: ControlDialogue, store: Backend) -> None:
-        super().__init__(dialogue, store)
+    def __init__(self, dialogue: ControlDialogue, bundle: _Bundle) -> None:
+        super().__init__(dialogue, bundle)
         self.reading = threading.Event()
 
     def _print_progress(self, remaining: int, pages: int) -> None:
@@ -123,12 +127,12 @@ def test_sigterm_cancels_a_backup_and_empties_the_wal(make: Maker, tmp_path: Pat
     assert wal.stat().st_size > 0
     failures: list[Exception] = []
     dialogue = it.control.open_dialogue("backup")
-    copy = HaltedCopy(dialogue, open_store_at(it.db_path))
+    copy = HaltedCopy(dialogue, bundle_of(it, tmp_path / "bundles" / "one"))
 
     def run() -> None:
         try:
             with dialogue:
-                copy.make(tmp_path / "bundles" / "one")
+                copy.make()
         except Unavailable as ex:
             failures.append(ex)
 
@@ -152,7 +156,7 @@ def test_a_backup_that_has_copied_outlives_the_server(make: Maker, tmp_path: Pat
             assert it.end() == 0
 
     with it.control.open_dialogue("backup") as dialogue:
-        report = EndsServer(dialogue, open_store_at(it.db_path)).make(tmp_path / "one")
+        report = EndsServer(dialogue, bundle_of(it, tmp_path / "one")).make()
     assert verify_backup(tmp_path / "one").seq == report.seq
     record = read_record(it.db_path)
     assert record is not None and record.seq == report.seq
