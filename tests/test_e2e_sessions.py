@@ -10,6 +10,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import websocket
@@ -17,6 +18,7 @@ import websocket
 from pylon.auth.tokens import session_id_of
 from tests.support.manifests import notes_app
 from tests.support.server import ADMIN_TOKEN, PylonServer
+from tests.support.stores import TestStore
 from tests.support.wait import WAIT_S, wait_until
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.stores]
@@ -26,7 +28,10 @@ ROUNDS = 8  # requests after a revocation, which all HTTP workers get some of
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
+def server(
+    tested_store: TestStore, processes: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PylonServer]:
+    """The server of one store: without `tested_store` the second store got the first one's."""
     started = PylonServer(
         tmp_path_factory.mktemp("sessions"), notes_app(), {"PYLON_WS_WORKERS": "2"}
     )
@@ -67,10 +72,12 @@ def ping(opened: websocket.WebSocket) -> None:
 
 
 def close_code(opened: websocket.WebSocket) -> int:
+    """Read up to the close frame. Does not answer it: the server may have closed by then."""
     while True:
-        opcode, data = opened.recv_data(control_frame=True)
-        if opcode == websocket.ABNF.OPCODE_CLOSE:
-            return int.from_bytes(data[:2], "big")
+        frame = opened.recv_frame()  # type: ignore[no-untyped-call]
+        if frame.opcode == websocket.ABNF.OPCODE_CLOSE:
+            opened.shutdown()  # type: ignore[no-untyped-call]
+            return int.from_bytes(frame.data[:2], "big")
 
 
 def sse_stream(server: PylonServer, token: str) -> http.client.HTTPResponse:
@@ -194,22 +201,26 @@ def test_pylonctl_lists_and_purges_sessions(server: PylonServer) -> None:
     assert server.ctl("session", "list", "--user", "eve").stdout == "no sessions\n"
 
 
-def test_no_token_lies_in_a_file_a_log_a_metric_or_a_backup(server: PylonServer) -> None:
+def test_no_token_lies_in_a_file_a_log_a_metric_or_a_backup(
+    server: PylonServer, tmp_path: Path
+) -> None:
     """Attack 43."""
     old = mint(server, "ada")
     connect(server, old).close()
     new = server.request("POST", "/api/auth/refresh", token=old)[1]["token"]
     user_of(server, new)
     log_out(server, new)
-    done = server.ctl("backup", str(server.folder / "bundle"))
+    bundle = tmp_path / "bundle"
+    done = server.ctl("backup", str(bundle))
     assert done.returncode == 0, done.stderr
     shown = json.dumps(server.request("GET", "/metrics", token=ADMIN_TOKEN)[1])
     shown += server.ctl("session", "list", "--json").stdout
+    assert any(bundle.rglob("*"))
     found: list[str] = []
     for token in (old, new):
         secret = token.removeprefix("pylon_").encode()
         found += [
-            str(path) for path in server.folder.rglob("*")
+            str(path) for path in (*server.folder.rglob("*"), *bundle.rglob("*"))
             if path.is_file() and secret in path.read_bytes()
         ]
         assert secret.decode() not in shown
