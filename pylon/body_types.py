@@ -111,6 +111,14 @@ class BodyType(Generic[T]):
             for field in msgspec.structs.fields(struct)
         )
 
+    @property
+    def errors(self) -> frozenset[type[PylonError]]:
+        """Return the errors that its members declare, for the OpenAPI document."""
+        return frozenset(
+            kind for member in self._members
+            for kind in (member.refusal.missing, member.refusal.wrong) if kind is not None
+        )
+
     def convert(self, body: object, noun: str | None = None) -> T:
         """Return the typed body of a decoded JSON value.
 

@@ -40,6 +40,8 @@ def forwarded_paths() -> Paths:
     for route in ROUTES:
         raises: set[type[errors.PylonError]] = {*WRITE_ERRORS, errors.Unavailable, *route.raises}
         raises.update(_CALLER_ERRORS[route.who])
+        if route.body is not None:
+            raises.update(route.body.errors)
         if route.rate is not None:
             raises.add(errors.RateLimited)
         names = re.findall(r"{(\w+)}", route.path)

@@ -164,7 +164,7 @@ def _delete(entity: Entity) -> Paths:
         {200: response("Done", obj({"deleted": {"const": True}}), headers=_SEQ)},
         raises=(
             *WRITE_ERRORS, errors.PolicyDenied, errors.NotFound, errors.ReferenceInUse,
-            errors.LimitExceeded, *_CONDITIONAL,
+            errors.LimitExceeded, errors.ReadonlyField, *_CONDITIONAL,  # of an organisation
         ),
         parameters=[_row_id(entity), _IF_MATCH, _KEY],
     )
