@@ -27,6 +27,7 @@ OF_REGISTER: Final = 100  # each makes an account
 ROUNDS: Final = 3  # a busy machine may spoil one
 NO_DIFFERENCE: Final = 0.01  # the least p of a Mann-Whitney test that passes
 CLOSE: Final = 0.05  # of two medians
+SETTLE_S: Final = 0.015  # the mail of a request is sent after its answer, and not in the next one
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +76,15 @@ def test_the_judge_finds_a_difference_of_a_tenth() -> None:
     noise = [1.0 + 0.2 * math.sin(n * 12.9898) for n in range(SAMPLES)]
     assert rank_sum_p(noise, [1.1 * value for value in noise[::-1]]) < NO_DIFFERENCE
     assert rank_sum_p(noise[::2], noise[1::2]) > NO_DIFFERENCE
+    assert noise_of(noise) < CLOSE < noise_of([1.0] * 50 + [1.1] * 50)
 
 
 def compare(
     client: Client, path: str, body_of: Callable[[bool, int], Any], status: int, samples: int
-) -> tuple[float, float, float]:
-    """Ask for known and unknown addresses by turns. Returns both medians and the p."""
+) -> tuple[float, float, float, float]:
+    """Ask for known and unknown addresses by turns. Returns both medians, the p, and the noise:
+    how far the medians of the known differ among themselves, at most, as do those of the unknown.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(samples):
         order = (True, False) if number % 2 else (False, True)
@@ -88,10 +92,18 @@ def compare(
             found, spent_s = client.post(path, body_of(is_known, number))
             assert found == status
             times[is_known].append(spent_s)
+            time.sleep(SETTLE_S)
     return (
         statistics.median(times[True]), statistics.median(times[False]),
-        rank_sum_p(times[True], times[False]),
+        rank_sum_p(times[True], times[False]), max(noise_of(group) for group in times),
     )
+
+
+def noise_of(times: list[float]) -> float:
+    """How far two halves of one group differ in their medians: by turns, and early from late."""
+    half = len(times) // 2
+    halves = [(times[::2], times[1::2]), (times[:half], times[half:])]
+    return max(abs(statistics.median(a) / statistics.median(b) - 1) for a, b in halves)
 
 
 @pytest.mark.parametrize("kind", ["login", "reset", "register"])
@@ -109,22 +121,27 @@ def test_times_do_not_tell_whether_an_address_has_an_account(
 
             def body_of(is_known: bool, n: int, round_: int = round_) -> Any:
                 name = kind if is_known else f"no{kind}{round_}x{n}"
+                if kind == "reset" and not is_known:
+                    name = f"no{kind}"  # as often as the known one, so it has older links too
                 email = f"{name}@example.com"
                 return {"email": email} if kind == "reset" else {
                     "email": email, "password": "another password"
                 }
 
             path = {"login": LOGIN, "reset": RESET, "register": REGISTER}[kind]
-            known_s, unknown_s, p = compare(
+            known_s, unknown_s, p, noise = compare(
                 client, path, body_of, {"login": 401, "reset": 200, "register": 202}[kind],
                 OF_REGISTER if kind == "register" else SAMPLES,
             )
-            seen.append((round(known_s * 1e3, 3), round(unknown_s * 1e3, 3), round(p, 4)))
-            if p > NO_DIFFERENCE and abs(known_s / unknown_s - 1) < CLOSE:
+            seen.append((
+                round(known_s * 1e3, 3), round(unknown_s * 1e3, 3), round(p, 4), round(noise, 3),
+            ))
+            # A machine with other work drifts: what differs less than equals do is no difference.
+            if p > NO_DIFFERENCE and abs(known_s / unknown_s - 1) < max(CLOSE, noise):
                 return
     finally:
         gc.enable()
-    pytest.fail(f"medians of known and unknown in ms, and p: {seen}")
+    pytest.fail(f"medians of known and unknown in ms, p, and noise: {seen}")
 
 
 def test_a_huge_password_is_refused_without_a_hash(server: PylonServer) -> None:

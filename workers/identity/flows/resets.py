@@ -65,7 +65,7 @@ def request(identity: Identity, call: Call) -> IdentityAnswer:
     user_id = None if account is None else account.user_id
     to = stored_address(identity, user_id)
     link = codes.make_link(
-        identity, PURPOSE if to is not None else DECOY, _LIFE_S if to is not None else 0,
+        identity, PURPOSE if to is not None else DECOY, _LIFE_S,  # both find older ones to drop
         email_key=email.key, user_id=user_id, data={"email": email.text},
     )
     mail = identity.mails.put(
