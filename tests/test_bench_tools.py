@@ -140,9 +140,14 @@ def test_http_load_has_no_errors(program: Callable[[str, str], str], tmp_path: P
     assert [line["name"] for line in lines if line["errors"] or not line["requests_per_s"]] == []
     processes = report["processes"]
     assert isinstance(processes, dict)
-    parts = ["supervisor", "http arbiter", "http/1", "http/2", "ws/1", "sse/1", "shards/1"]
-    assert sum(processes[name]["rss_loaded_mib"] for name in parts) == pytest.approx(
-        processes["all processes"]["rss_loaded_mib"]
+    of_a_phase = {name: usage for name, usage in processes.items() if "," not in name}
+    whole = of_a_phase.pop("all processes")["rss_loaded_mib"]
+    # Those that the app has; more roles may come to be part of every server.
+    assert of_a_phase.keys() >= {
+        "supervisor", "http arbiter", "http/1", "http/2", "ws/1", "sse/1", "shards/1",
+    }
+    assert sum(usage["rss_loaded_mib"] for usage in of_a_phase.values()) == pytest.approx(
+        whole, abs=0.01  # the sum is rounded
     )
 
 
