@@ -27,6 +27,7 @@ from pylon.changelog.marks import MarkReader, marks_path
 from pylon.clock import ManualClock
 from tests.support.examples import count_examples
 from tests.support.stage import Stage
+from tests.support.storage import MANIFEST
 from tests.support.wait import WAIT_S, run_greenlets_until
 from workers.hub.connection import ANSWERING, Connection
 from workers.hub.feed import Feed
@@ -262,12 +263,14 @@ def test_a_change_that_comes_alone_is_not_waited_for(hub_stage: HubStage) -> Non
 def test_sockets_are_heard_while_many_sessions_end(hub_stage: HubStage) -> None:
     """Who speaks is heard before all sockets of ended sessions are closed."""
     clock = ManualClock()
-    watch = SessionWatch(hub_stage.pool, hub_stage.app.manifest, clock, lambda: None)
+    watch = SessionWatch(hub_stage.pool, MANIFEST, clock, lambda: None)
     watch.watch(hub_stage.hub)
     clients = []
     for number in range(300):
         connection, client = hub_stage.visit(ADA)
-        hub_stage.hub.change_caller(connection, Caller(ADA, f"s{number}"))
+        hub_stage.hub.change_caller(
+            connection, Caller(ADA, f"s{number}", family=f"s{number}")
+        )
         watch.expires(f"s{number}", clock.monotonic_s())
         clients.append(client)
     _, speaker = hub_stage.visit(BOB)
@@ -281,7 +284,7 @@ def test_sockets_are_heard_while_many_sessions_end(hub_stage: HubStage) -> None:
     watch.tick()
     assert sum(each.is_open for each in hub_stage.hub.connections) == 1
     assert open_then
-    assert 1 < open_then[0] < 301
+    assert open_then[0] > 1
 
 
 # --- The poller ------------------------------------------------------------------------------
