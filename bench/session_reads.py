@@ -1,4 +1,4 @@
-"""What a session costs a read: get by id without a session, with a token, and with a cookie.
+"""The cost of a session for a read: get by id without a session, with a token, and with a cookie.
 
     python bench/session_reads.py [--seconds 3] [--rounds 5] [--connections 16]
 

@@ -42,7 +42,7 @@ _LONGER: Final = "Use a longer password, for example four random words"
 
 @dataclass(frozen=True, slots=True)
 class PasswordRules:
-    """What a new password must satisfy. `app_name`: as the manifest has it."""
+    """The rules of a new password. `app_name`: as the manifest has it."""
 
     min_chars: int
     app_name: str

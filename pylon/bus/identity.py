@@ -29,7 +29,7 @@ CHANNEL: Final = "identity"
 
 
 class CallFacts(msgspec.Struct, frozen=True, array_like=True):
-    """What an HTTP worker knows of a request, besides its body."""
+    """The facts that an HTTP worker knows of a request, besides its body."""
 
     auth: AuthContext = ANONYMOUS
     session_id: str | None = None  # None: anonymous, or known by another credential
@@ -62,8 +62,8 @@ class IdentityCall(msgspec.Struct, frozen=True, array_like=True):
 
 
 class IdentityAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """What the HTTP worker sends. With a `session_token` it also sets the session cookie, if the
-    origin is trusted or the answer is a redirect."""
+    """The answer that the HTTP worker sends. With a `session_token` it also sets the session
+    cookie, if the origin is trusted or the answer is a redirect."""
 
     body: bytes = b""
     status: int = 200

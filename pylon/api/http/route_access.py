@@ -36,7 +36,7 @@ _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 @dataclass(frozen=True, slots=True)
 class MethodAccess:
-    """What a caller with restricted rights must have for a method of a route.
+    """The rights that a caller with restricted rights needs for a method of a route.
 
     Args:
         scope: the scope of an API key, in which `{name}` stands for a parameter of the path; None:

@@ -36,7 +36,7 @@ class AccountDeleted(msgspec.Struct):
 
 
 class AccountExport(msgspec.Struct):
-    """What the server keeps of an account, without secrets. `rows`: those that refer to the user
+    """All that is kept of an account, without secrets. `rows`: those that refer to the user
     and that the user may read, by "Entity.field"; not all where `is_complete` is false."""
 
     user: dict[str, Any] | None

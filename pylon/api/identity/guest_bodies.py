@@ -29,7 +29,7 @@ UPGRADE: Final = BodyType(UpgradeBody, '{"user_id": "..."}', is_lenient=True)
 
 
 class Carried(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What became of a guest's rows. `pending`: so many are moved within seconds."""
+    """The fate of a guest's rows. `pending`: so many are moved within seconds."""
 
     moved: int
     skipped: int

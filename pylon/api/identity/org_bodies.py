@@ -27,7 +27,7 @@ class RoleBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InviteBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is invited, and as what."""
+    """The address that is invited, and its role."""
 
     email: Annotated[str, Refusal(InvalidEmail)]
     role: Annotated[str, Refusal(BadRole)] = "member"
