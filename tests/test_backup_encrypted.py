@@ -123,7 +123,7 @@ def test_a_wrong_passphrase_is_named_without_its_text(data: Path, tmp_path: Path
 def test_an_archive_of_somebody_else_leaves_its_folder_in_no_way(
     data: Path, tmp_path: Path
 ) -> None:
-    """Whoever knows a recipient's public key can encrypt any archive for it."""
+    """Everybody who knows a recipient's public key can encrypt any archive for it."""
     identity = pyrage.x25519.Identity.generate()
     for name in ("../evil", "/evil", "..", "a/b"):
         info = tarfile.TarInfo(name)

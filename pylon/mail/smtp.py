@@ -30,7 +30,7 @@ from pylon.mail.message import Mail, mime_message
 
 @dataclass(frozen=True, slots=True)
 class SmtpServer:
-    """Where an SMTP server is, and how to sign in there."""
+    """The place of an SMTP server, and the sign-in there."""
 
     host: str
     port: int

@@ -300,7 +300,7 @@ class AuthConfig:
     password_min_chars: int = 10  # code points
     org: OrgConfig | None = None  # None: the app has no organisations
     org_roles: tuple[str, ...] = ()  # of members, besides owner, admin and member
-    # What becomes of rows when an account ends, by "Entity.field".
+    # The fate of rows when an account ends, by "Entity.field".
     on_delete: Mapping[str, DeleteWord] = field(default_factory=dict)
 
 

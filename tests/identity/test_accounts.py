@@ -49,7 +49,7 @@ def make(identity: Identity, *, is_verified: bool) -> str:
 
 
 def add_credentials(identity: Identity, user_id: str) -> None:
-    """What somebody who registered in advance may have left."""
+    """The records that somebody who registered in advance may have left."""
     now = identity.now_s()
     commit(identity, [
         PutRecord("passwords", {"user_id": user_id, "phc": "x", "changed_at": now}),

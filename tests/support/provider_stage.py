@@ -73,7 +73,7 @@ class Browser:
 
 
 def landed(answer: testing.Result) -> dict[str, str]:
-    """Where a redirect leads: its parameters, `page` and `fragment`."""
+    """The target of a redirect: its parameters, `page` and `fragment`."""
     assert answer.status_code == 302, answer.text
     parts = urlsplit(answer.headers["location"])
     query = {name: values[0] for name, values in parse_qs(parts.query).items()}

@@ -37,7 +37,7 @@ from workers.identity.codes import drop_tokens
 from workers.identity.identity import Identity
 
 EMAIL: Final = "email"  # the kind of the identity
-# What somebody may have added before the mailbox was proved.
+# Tables with credentials that a stranger may have added before the mailbox was proved.
 _CREDENTIALS: Final = (
     "passwords", "totp", "backup_codes", "passkeys", "api_keys", "trusted_devices", "oauth_tokens",
 )

@@ -47,7 +47,7 @@ _CHUNK_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Encryption:
-    """Who may open a bundle: the holder of a passphrase, or the age identities of recipients."""
+    """The readers of a bundle: the holder of a passphrase, or the age identities of recipients."""
 
     passphrase: str | None = field(default=None, repr=False)
     recipients: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Encryption:
 
 @dataclass(frozen=True, slots=True)
 class Decryption:
-    """What opens a bundle: the passphrase, or the texts of age identities."""
+    """The key of a bundle: the passphrase, or the texts of age identities."""
 
     passphrase: str | None = field(default=None, repr=False)
     identities: tuple[str, ...] = field(default=(), repr=False)
