@@ -132,6 +132,7 @@ def test_there_and_back_without_a_server(
     assert "Tick: 20 rows, sha256 " in out.stdout
     assert "copy Tick: 20 of 20 rows, " in out.stderr and " rows/s" in out.stderr
     assert "start the server with DATABASE_URL set to postgresql://" in out.stdout
+    assert "secret.key" in out.stdout
     assert rows_in_schema(postgres_url, "Tick") == before
     again = server.ctl("migrate", "sqlite-to-postgres", "--to", postgres_url)
     assert again.returncode == 1 and "has data already" in again.stderr

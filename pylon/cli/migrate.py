@@ -77,7 +77,10 @@ def sqlite_to_postgres(
     run = _Migration(config, open_store_at(file), _at_url(config, to), shown_url(to))
     run.make(online=online, dry_run=dry_run, restart=restart, sqlite=file)
     if not dry_run:
-        run.report(f"start the server with DATABASE_URL set to {shown_url(to)}")
+        run.report(
+            f"start the server with DATABASE_URL set to {shown_url(to)}, and with the same secret "
+            "key: PYLON_SECRET_KEY, or the text of secret.key beside the SQLite file in it"
+        )
 
 
 @migrate.command("postgres-to-sqlite")
