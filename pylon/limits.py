@@ -74,6 +74,7 @@ CALL_TIMEOUT_S: Final = 10.0
 SHARD_LIST_TIMEOUT_S: Final = 3.0  # for the answers of all shards workers to GET /api/shards
 IDENTITY_CALL_S: Final = 30.0  # a call of the identity process
 IDENTITY_CONNECT_S: Final = 2.0  # until an HTTP worker answers 503 without an identity process
+MAIL_ANSWER_S: Final = 0.05  # at least, to a request that mails if an address has an account
 IDENTITY_BODY_BYTES: Final = 65_536  # the body of a request of sign-in
 HASHES_WAITING: Final = 64  # password hashes that wait for a thread
 HASH_WAIT_S: Final = 10.0

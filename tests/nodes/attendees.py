@@ -78,7 +78,9 @@ class Attendee:
             self._hall.stopping.wait(self._random.uniform(0.02, 0.2))
 
     def _set_data(self, verb: str) -> None:
-        data = self.data + 1
+        self._put_data(verb, self.data + 1)
+
+    def _put_data(self, verb: str, data: int) -> None:
         answer = self._roamer.ask("POST", f"/api/rooms/{verb}", {"room": ROOM, "data": data})
         if answer.get("updated") is False:
             raise ConnectionError("its node has forgotten it; it joins again")
@@ -110,6 +112,8 @@ class Attendee:
                 # Once more, since a frozen node may carry out an older change when it wakes.
                 self._set_data("presence")
                 self.rests_at = pause
+            elif self._hall.repeats_data:
+                self._put_data("presence", self.data)
             if ws is None:
                 peers = self._roamer.ask("GET", f"/api/rooms/{ROOM}")["members"]
                 if self.user_id not in {peer["user_id"] for peer in peers}:
@@ -148,6 +152,7 @@ class Attendance:
     def __init__(self, nodes: Sequence[PylonServer], attendees: int = 4) -> None:
         self._nodes = nodes
         self.stopping = threading.Event()
+        self.repeats_data = False  # while all settle: for builds that lose an acknowledged change
         self.pause = 0  # the number of the pause; 0: there is none
         self._pauses = 0
         self._visitors: list[websocket.WebSocket] = []

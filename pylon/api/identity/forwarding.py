@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import falcon
+import gevent
 import msgspec
 
 from pylon import limits
@@ -87,7 +88,7 @@ class _IdentityResource:
         given = {name: read_text(req, name) for name in route.params}
         params.update((name, value) for name, value in given.items() if value is not None)
         facts = facts_of(req, services, caller, address, is_form=is_form)
-        self._send(resp, facts, services.identity.call(route.action, body, params, facts))
+        self._send(resp, facts, call_route(services, route, body, params, facts))
         if not req.path.startswith("/api/"):  # below it the middleware sends this for all
             resp.set_header("cache-control", "no-store")
 
@@ -130,6 +131,23 @@ class _IdentityResource:
             resp.append_header("set-cookie", cookie.set(answer.session_token))
         elif answer.clears_session:
             resp.append_header("set-cookie", cookie.cleared())
+
+
+def call_route(
+    services: IdentityServices, route: IdentityRoute, body: bytes, params: dict[str, str],
+    facts: CallFacts,
+) -> IdentityAnswer:
+    """Call the identity process, and wait with an answer that hides an account.
+
+    Raises:
+        PylonError: the flow has refused the call, or the process is not reached.
+    """
+    clock = services.app.clock
+    due_s = clock.monotonic_s() + limits.MAIL_ANSWER_S
+    answer = services.identity.call(route.action, body, params, facts)
+    if route.hides_account:
+        gevent.sleep(max(0.0, due_s - clock.monotonic_s()))
+    return answer
 
 
 def facts_of(

@@ -15,6 +15,7 @@ MAIL_ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "POST", "/api/auth/magic/send", "send_magic_code", "anyone", "Mail a code to sign in by",
         {200: mail_bodies.Sent}, mail_bodies.SEND, (*_MAIL, errors.InvalidEmail),
+        hides_account=True,
     ),
     IdentityRoute(
         "POST", "/api/auth/magic/verify", "verify_magic_code", "anyone", "Sign in by a code",
@@ -24,7 +25,7 @@ MAIL_ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "POST", "/api/auth/magic-link/send", "send_magic_link", "anyone",
         "Mail a link to sign in by", {200: mail_bodies.Sent}, mail_bodies.SEND_LINK,
-        (*_MAIL, errors.InvalidEmail, errors.UntrustedRedirect),
+        (*_MAIL, errors.InvalidEmail, errors.UntrustedRedirect), hides_account=True,
     ),
     IdentityRoute(
         "GET", "/api/auth/magic-link/verify", "open_magic_link", "anyone",

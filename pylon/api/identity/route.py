@@ -30,6 +30,8 @@ class IdentityRoute:
         takes_any_params: others may add query parameters, which are ignored.
         takes_form: also takes a form of our own pages, whose fields become members of the body.
         takes_any_origin: also takes requests of foreign pages: the flow has its own state.
+        hides_account: its answer leaves no earlier than `limits.MAIL_ANSWER_S` after its call, so
+            that the time of the work does not tell whether an address has an account.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -46,3 +48,4 @@ class IdentityRoute:
     takes_any_params: bool = False
     takes_form: bool = False
     takes_any_origin: bool = False
+    hides_account: bool = False

@@ -68,6 +68,7 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "Send a link for a new password, if the address has an account", {200: bodies.Sent},
         bodies.RESET_REQUEST,
         raises=(errors.MissingEmail, errors.EmailNotConfigured, errors.RateLimited),
+        hides_account=True,
     ),
     IdentityRoute(
         "POST", "/api/auth/password/reset/complete", "password_reset", "anyone",

@@ -28,7 +28,7 @@ from pylon.api.http.body import read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import read_text
 from pylon.api.http.route_access import Methods
-from pylon.api.identity.forwarding import decode_form, facts_of
+from pylon.api.identity.forwarding import call_route, decode_form, facts_of
 from pylon.api.identity.page_html import Field, Link, PageStyle, form_html, page_html
 from pylon.api.identity.routes import PAGES, ROUTE_BY_ACTION
 from pylon.api.services import IdentityServices
@@ -197,11 +197,11 @@ class _FormResource:
         }
         if self._form.action == "send_magic_link" and next_page != _HOME:
             body["callback"] = next_page
-        convert = ROUTE_BY_ACTION[self._form.action].body
-        assert convert is not None
+        route = ROUTE_BY_ACTION[self._form.action]
+        assert route.body is not None
         facts = facts_of(req, services, caller, address)
-        return services.identity.call(
-            self._form.action, msgspec.json.encode(convert.convert(body)), {},
+        return call_route(
+            services, route, msgspec.json.encode(route.body.convert(body)), {},
             msgspec.structs.replace(facts, is_trusted_origin=True),
         )
 
