@@ -18,7 +18,7 @@ from pylon.manifest import keys
 from pylon.manifest.model import FieldType
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 
 
 def load(path: Path) -> ModuleType:
@@ -33,6 +33,12 @@ def test_the_settings_table_is_current() -> None:
     readme = (ROOT / "README.md").read_text()
     wanted = load(ROOT / "docs" / "settings_table.py").with_table(readme)
     assert readme == wanted, "run: python docs/settings_table.py"
+
+
+def test_the_tables_of_metrics_are_current() -> None:
+    page = (ROOT / "docs" / "operations" / "metrics.md").read_text()
+    wanted = load(ROOT / "docs" / "metrics_page.py").with_tables(page)
+    assert page == wanted, "run: python docs/metrics_page.py"
 
 
 def test_every_limit_is_in_the_limits_page_and_no_other() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from pylon.metrics.registries import SUPERVISOR, WORKER
 from tests.support import stores
-from tests.support.measured import page_values
+from tests.support.measured import page_families, page_values
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.sync_client import SyncClient
 from tests.support.wait import wait_until
@@ -62,6 +63,52 @@ def test_page_of_a_busy_server_passes_promtool(server: PylonServer, program: Pro
     assert value_of(page, "pylon_backup_size_bytes") > 0
     assert value_of(page, "pylon_workers_wanted", role="http") >= 1
     assert value_of(page, "pylon_sessions", kind="user") == 0
+
+
+def send_raw(server: PylonServer, data: bytes) -> bytes:
+    """Send bytes, and return all that the server answers until it closes."""
+    with socket.create_connection((server.host, server.port), timeout=30) as sock:
+        sock.sendall(data)
+        received = b""
+        while part := sock.recv(65_536):
+            received += part
+    return received
+
+
+def http_series(page: str) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items())))
+        for family in page_families(page).values() for sample in family.samples
+        if sample.name.startswith("pylon_http_")
+    }
+
+
+def test_refused_heads_are_counted_and_odd_requests_add_no_series(server: PylonServer) -> None:
+    def odd(number: int) -> bytes:
+        return b"".join(
+            b"GET /%b%d?q=%d HTTP/1.1\r\nHost: x\r\n\r\n" % (path, number, number)
+            for path in (b"odd", b"api/entities/Tick/", b"api/entities/E", b"api/rooms/", b"api/x")
+        ) + b"ODD%d / HTTP/1.1\r\nHost: x\r\n\r\n" % number
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            send_raw(server, b"GET / HTTP/1.1\r\nHost: x\r\nBad Name%d: 1\r\n\r\n" % number)
+        requests = b"".join(map(odd, numbers))
+        answers = send_raw(server, requests + b"GET /end HTTP/1.1\r\nHost: x\r\n"
+                           b"Connection: close\r\n\r\n")
+        assert answers.count(b"HTTP/1.1 ") == 6 * len(numbers) + 1
+
+    def refused() -> float:
+        return sum(page_values(page_of(server), "pylon_http_requests_total", route="none",
+                               method="OTHER", status="400"))
+
+    send(range(1))
+    wait_until("the refused head is on the page", lambda: refused() >= 1)
+    before, series = refused(), http_series(page_of(server))
+    send(range(1, 200))
+    wait_until("all refused heads are on the page", lambda: refused() >= before + 199)
+    assert http_series(page_of(server)) == series
+    assert value_of(page_of(server), "pylon_http_errors_total", code="INVALID_REQUEST") >= 200
 
 
 def test_a_dead_http_worker_is_counted_as_a_restart(server: PylonServer) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from gevent.event import Event
 
 from pylon import limits, metrics
+from pylon.api.http.request_metrics import count_refused
 from pylon.bus.passing import SocketSender
 from pylon.runtime.raw_socket import RawSocket
 from workers.http import response
@@ -34,6 +35,7 @@ from workers.http.response import Prefixes
 from workers.net.counts import SharedCounts
 from workers.net.head import RequestError
 from workers.net.poller import EDGE, PEER_CLOSED, READ, WRITE, Poller
+from workers.net.response import error_code
 
 _WATCHED: Final = READ | WRITE | PEER_CLOSED | EDGE
 _FORGET_S: Final = 5.0  # an idle connection keeps its last header block this long
@@ -98,7 +100,8 @@ class Loop:
             self._accepting.remove(connection)
 
     def refusal(self, refused: RequestError, *, with_body: bool = True) -> bytes:
-        """Return the response to a request that the app never sees."""
+        """Return the response to a request that the app never sees, and count it."""
+        count_refused(refused.status, error_code(refused))
         return response.refusal(self.prefixes, refused, self._lines_of_all, with_body=with_body)
 
     def pass_on(self, role: str, connection: Connection, sock: RawSocket, data: bytes) -> bool:

@@ -76,8 +76,12 @@ def error_response(
 
 def request_error_body(error: RequestError) -> dict[str, Any]:
     """Return the JSON object for a request that the app never sees."""
-    code = _CODE_BY_STATUS.get(error.status, InvalidRequest.code)
-    return {"error": {"code": code, "message": error.message}}
+    return {"error": {"code": error_code(error), "message": error.message}}
+
+
+def error_code(error: RequestError) -> str:
+    """Return the error code of a request that the app never sees."""
+    return _CODE_BY_STATUS.get(error.status, InvalidRequest.code)
 
 
 def without_body(response: bytes) -> bytes:

@@ -5,13 +5,12 @@ two session cookies that differ, answers a CORS preflight, and checks the origin
 cookie the type of the body (CSRF); once the route is known, the names of the query parameters, and
 whether an API key reaches the route (`route_access`).
 After: it sets the session cookie again whose session this use prolongs, the security and CORS
-headers, and `no-store` on responses of the API. It counts the request by its route template, and
-logs a request that was slow.
+headers, and `no-store` on responses of the API. It counts the request (`request_metrics`), and logs
+a request that was slow.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 
-Metrics: pylon_http_requests_total, pylon_http_request_duration_seconds. Log: `request`,
-`request.slow`. Called by falcon.
+Log: `request`, `request.slow`. Called by falcon.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import falcon
-from prometheus_client import Counter, Histogram
 
-from pylon import limits, metrics
+from pylon import limits
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import check_names
+from pylon.api.http.request_metrics import RequestMetrics
 from pylon.api.http.route_access import RouteAccess
 from pylon.api.http.routing import mark_page_name, mark_slashes
 from pylon.api.identity.routes import takes_any_origin, takes_form
@@ -43,7 +42,6 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
 _VARY_LINE: Final = b"vary: Origin\r\n"
 _REFERRER_LINE: Final = b"referrer-policy: strict-origin-when-cross-origin\r\n"
 _PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
 
 class RequestMiddleware:
@@ -64,7 +62,7 @@ class RequestMiddleware:
         # Unique enough to find a request in a log, at no cost: eight digits of the process
         # (`RequestServices.request_id_prefix`) and a counter of eight digits.
         self._ids = itertools.count(1)
-        self._counters = _Counters()
+        self._metrics = RequestMetrics()
         self._log_all = _log.enabled("debug")
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -153,13 +151,12 @@ class RequestMiddleware:
                 resp.set_header(name, value)
             if request_id is not None:
                 resp.set_header("x-request-id", request_id)
-        if request_id is None:
-            return  # falcon refuses some methods before it calls `process_request`
+        if request_id is None:  # falcon refuses some methods before it calls `process_request`
+            self._metrics.count(req, resp, 0.0)
+            return
         elapsed_s = self._clock.monotonic_s() - context.started_s
         if path not in _PROBES:
-            requests, durations = self._counters[req.uri_template, req.method, resp.status]
-            requests.inc()
-            durations.observe(elapsed_s)
+            self._metrics.count(req, resp, elapsed_s)
         if elapsed_s > limits.SLOW_REQUEST_S:
             _log.warning("request.slow", **self._line(req, resp, elapsed_s))
         elif self._log_all:
@@ -176,27 +173,6 @@ class RequestMiddleware:
             "ms": round(elapsed_s * 1000, 1),
             "client": address_of(req, self._services),
         }
-
-
-class _Counters(dict[tuple[str | None, str, object], tuple[Counter, Histogram]]):
-    """The metric children in use, so that a request costs no label lookup. Label values come from
-    the route table only.
-
-    A key has the template of the route, the method, and the status as falcon has it: a number or a
-    status line.
-    """
-
-    def __missing__(self, key: tuple[str | None, str, object]) -> tuple[Counter, Histogram]:
-        template, method, status = key
-        route = template if template is not None else "none"
-        known = method if method in _METHODS else "OTHER"
-        children = (
-            metrics.HTTP_REQUESTS.labels(route=route, method=known, status=str(status)[:3]),
-            metrics.HTTP_DURATION.labels(route=route),
-        )
-        if known == method:  # a client could fill the cache with methods of its own
-            self[key] = children
-        return children
 
 
 def _sets_cookie(resp: falcon.Response) -> bool:

@@ -4,7 +4,8 @@ Invariants: a body is JSON text in UTF-8 with sorted keys. An error shows no mor
 message, hint and details. An unexpected exception is a 500 without details; its traceback goes to
 the log with the id of the request.
 
-Log: `request.defect`, `request.internal_error`. Called by the resources and by falcon.
+Metric: pylon_http_errors_total. Log: `request.defect`, `request.internal_error`. Called by the
+resources and by falcon.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 import falcon
 import orjson
 
+from pylon.api.http.request_metrics import count_error
 from pylon.errors import (
     InternalError,
     InvalidData,
@@ -52,6 +54,7 @@ def on_pylon_error(
     if isinstance(ex, InternalError):
         _log.error("request.internal_error", request_id=_id(req), path=req.path, error=ex.message)
         ex = InternalError("Internal error", hint=_log_hint(req))
+    count_error(ex.code)
     resp.stream = None
     resp.text = None
     send_json(resp, ex.body(), ex.status)
@@ -88,6 +91,7 @@ def on_defect(
     _log.exception(
         "request.defect", error=ex, request_id=_id(req), method=req.method, path=req.path
     )
+    count_error(InternalError.code)
     resp.stream = None
     resp.text = None
     send_json(resp, InternalError("Internal error", hint=_log_hint(req)).body(), 500)

@@ -6,7 +6,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from pylon.metrics.registries import FAST_S, WORKER
+from pylon.metrics.registries import BYTES, FAST_S, WORKER
 from pylon.metrics.values import PlainCounter as Counter
 from pylon.metrics.values import PlainHistogram as Histogram
 
@@ -21,6 +21,18 @@ HTTP_UNKNOWN_PARAMETERS: Final = Counter(
 HTTP_DURATION: Final = Histogram(
     "pylon_http_request_duration_seconds", "Time from a parsed request to its answer.",
     ("route",), buckets=FAST_S, registry=WORKER,
+)
+HTTP_ERRORS: Final = Counter(
+    "pylon_http_errors_total", "Error answers to HTTP requests, by error code (docs/errors.md).",
+    ("code",), registry=WORKER,
+)
+HTTP_REQUEST_BYTES: Final = Histogram(
+    "pylon_http_request_size_bytes", "Size of request bodies, of the requests that have one.",
+    ("route",), buckets=BYTES, registry=WORKER,
+)
+HTTP_RESPONSE_BYTES: Final = Histogram(
+    "pylon_http_response_size_bytes", "Size of response bodies as sent, compressed ones included.",
+    ("route",), buckets=BYTES, registry=WORKER,
 )
 HTTP_REQUESTS_IN_FLIGHT: Final = Gauge(
     "pylon_http_requests_in_flight",
@@ -67,4 +79,7 @@ DERIVED_HELP: Final = {
     "pylon_http_requests_by_method": "The same as pylon_http_requests_by_method_total: the name "
     "that dashboards of the other server read.",
     "pylon_http_requests_by_method_total": "Answered HTTP requests by method.",
+}
+DERIVED_LABELS: Final[dict[str, tuple[str, ...]]] = {
+    name: ("method",) if "by_method" in name else () for name in DERIVED_HELP
 }
