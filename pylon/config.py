@@ -105,6 +105,7 @@ class Config:
     row_max_bytes: int
     change_log_retain: int
     change_log_retain_bytes: int
+    disk_floor_bytes: int
     audit_retain_days: int
     list_limit: int
     ws_max_message_bytes: int

@@ -251,6 +251,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Largest size of the change events kept, in bytes. Events of the last two minutes may "
             "take four times as many; beyond that, clients that missed them pull everything "
             "again."),
+    Setting("PYLON_DISK_FLOOR_BYTES", "disk_floor_bytes", _int(0, 1_099_511_627_776), "67108864",
+            "Free bytes of the database's disk below which the server refuses writes (503 "
+            "`DISK_LOW`) and answers reads; 0 switches this off. SQLite only."),
     Setting("PYLON_AUDIT_RETAIN_DAYS", "audit_retain_days", _int(1, 36_500), "90",
             "Days for which the records of sign-ins and changes of accounts are kept."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",

@@ -13,6 +13,7 @@ from pylon.storage.backend import Backend
 from pylon.storage.interface import WriteEngine
 from supervisor.backups import Backups
 from supervisor.children import Children
+from supervisor.disk_guard import DiskGuard
 from supervisor.events import DrainProgress, Events
 from supervisor.flusher import Flusher
 from supervisor.heartbeats import Heartbeats
@@ -41,6 +42,7 @@ class Components:
     relay: Relay | None  # None: the writer publishes
     nodes: Nodes | None  # None: no other node can share the store
     flusher: Flusher
+    disk_guard: DiskGuard
     pending: PendingSchema
     heartbeats: Heartbeats
     rooms: RoomsThread

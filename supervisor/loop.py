@@ -89,7 +89,10 @@ class Loop:
         parts = self._parts
         now_s = parts.clock.monotonic_s()
         views = parts.children.views()
-        problem = parts.writer.find_problem() or parts.flusher.store_problem
+        problem = (
+            parts.writer.find_problem() or parts.flusher.store_problem
+            or parts.disk_guard.find_problem()
+        )
         checks = self._node_checks()
         failed = frozenset(name for name, text in checks.items() if text is not None)
         nodes = parts.nodes

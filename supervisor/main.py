@@ -52,6 +52,7 @@ from supervisor.cluster import prepare_cluster
 from supervisor.components import Components
 from supervisor.control import ControlServer
 from supervisor.control_handlers import ControlHandlers
+from supervisor.disk_guard import DiskGuard
 from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
 from supervisor.events import Broken, DrainProgress, Events, RolesChanged
 from supervisor.flusher import Flusher
@@ -226,8 +227,14 @@ def _assemble(
     if nodes is not None:
         node_rates = NodeRates(nodes, clock)
         node_hints = NodeHints(runtime.hints, config.workers_of("http"), nodes, clock)
+    # The disk of a PostgreSQL server is not ours to measure.
+    has_disk = relay is None and not config.in_memory
+    disk_guard = DiskGuard(
+        store.data_path.parent, config.disk_floor_bytes if has_disk else 0, clock
+    )
     writer = Writer(
-        runtime, engine, broken, rows, hand_over=None if relay is None else relay.hand_over
+        runtime, engine, broken, rows, hand_over=None if relay is None else relay.hand_over,
+        find_refusal=disk_guard.find_refusal,
     )
     writer.start()
     stack.callback(writer.stop)
@@ -281,7 +288,7 @@ def _assemble(
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
-        nodes=nodes, flusher=flusher, pending=pending,
+        nodes=nodes, flusher=flusher, disk_guard=disk_guard, pending=pending,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.data_path, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),

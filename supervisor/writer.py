@@ -79,6 +79,7 @@ class Writer:
         self, runtime: Runtime, engine: WriteEngine, broken: Callable[[BaseException], None],
         rows: PublicRows, clock: Clock | None = None,
         hand_over: Callable[[ChangeBatch], None] | None = None,
+        find_refusal: Callable[[], PylonError | None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -86,6 +87,7 @@ class Writer:
             rows: removes the hidden fields from what is published.
             hand_over: takes the committed batches, where others write to the store too and a relay
                 publishes the changes of all (`supervisor.relay`); None: the writer publishes.
+            find_refusal: why no write is accepted now; asked before each batch.
         """
         self._clock = clock or SystemClock()
         self._runtime = runtime
@@ -98,6 +100,7 @@ class Writer:
         )
         self._publisher = BatchPublisher(runtime, rows) if hand_over is None else None
         self._hand_over: Callable[[ChangeBatch], None] = hand_over or _no_batch
+        self._find_refusal = find_refusal
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._failures = 0
@@ -326,8 +329,11 @@ class Writer:
     def _apply(self, requests: list[WriteRequest], large_bytes: int) -> BatchResult:
         try:
             with self._gate:
-                if self._closed_for is not None:
-                    refusal = WireError.from_error(self._closed_for)
+                error = self._closed_for
+                if error is None and (error := self._find_refusal()) is not None:
+                    metrics.WRITES_REFUSED.labels(error.code.lower()).inc(len(requests))
+                if error is not None:
+                    refusal = WireError.from_error(error)
                     return BatchResult(
                         [WriteReply(request.id, error=refusal) for request in requests], None, 0.0
                     )

@@ -65,6 +65,19 @@ class StoreUnavailable(PylonError):
     retryable = True
 
 
+class DiskLow(PylonError):
+    """The disk of the database has less free space than PYLON_DISK_FLOOR_BYTES. The server refused
+    the write before the disk was full, and wrote nothing. Reads are answered.
+
+    Remedy: free space on the disk (the server's log has its path under disk.low), or enlarge it;
+    the server then accepts writes without a restart.
+    """
+
+    code = "DISK_LOW"
+    status = 503
+    retryable = True
+
+
 class QueryTimeout(PylonError):
     """A statement, or the wait for a database connection, took longer than limits.READ_TIMEOUT_S
     and was stopped.

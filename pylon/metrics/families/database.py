@@ -45,6 +45,10 @@ DISK_FREE_BYTES: Final = Gauge(
     "pylon_disk_free_bytes", "Space that the server may still use on the database's disk.",
     registry=SUPERVISOR,
 )
+DISK_LOW: Final = Gauge(
+    "pylon_disk_low", "1 while writes are refused because the database's disk has less free "
+    "space than PYLON_DISK_FLOOR_BYTES.", registry=SUPERVISOR,
+)
 SESSIONS: Final = Gauge(
     "pylon_sessions", "Stored sessions, expired ones not yet collected included, by kind; counted "
     "once a minute.", ("kind",), registry=SUPERVISOR,
