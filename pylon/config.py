@@ -116,6 +116,7 @@ class Config:
     runtime_dir: str | None
     log_format: str
     log_level: str
+    log_max_bytes: int
     sign_in_providers: tuple[ProviderSettings, ...] = ()  # of PYLON_OAUTH_FILE and PYLON_OAUTH_*
     email_templates: Mapping[str, str] = field(default_factory=dict)  # PYLON_EMAIL_TEMPLATE_*
 

@@ -109,6 +109,11 @@ def pidfile_of(db_path: Path) -> Path:
     return db_path.with_name(db_path.name + ".pid")
 
 
+def log_file_of(db_path: Path) -> Path:
+    """Return the absolute path of the log of `pylonctl start --detach`."""
+    return pidfile_of(db_path).absolute().with_suffix(".log")
+
+
 def is_locked(db_path: Path) -> bool:
     """Whether a live process holds the data directory of `db_path`.
 

@@ -331,6 +331,7 @@ WRITER_FAILURES: Final = 3  # consecutive unexpected errors after which the supe
 DRAIN_GRACE_S: Final = 10.0  # in addition to PYLON_DRAIN_DELAY_S and PYLON_DRAIN_SECS
 DRAIN_REPORT_S: Final = 2.0  # the period in which a drain reports its progress
 BACKUP_CANCEL_S: Final = 10.0  # for a cancelled backup to close the database
+LOG_FILES_KEPT: Final = 5  # rotated logs of `start --detach`
 DISK_LOOK_S: Final = 0.1  # between two measurements of the free space
 DISK_RECOVERY_FACTOR: Final = 1.25  # times PYLON_DISK_FLOOR_BYTES free: writes are accepted again
 FLUSH_WAIT_S: Final = 5.0  # for other readers of the database file, at the end of a drain

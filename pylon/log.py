@@ -2,7 +2,9 @@
 
 Each line has `level`, `ts` (Unix seconds), `event` (a dotted name), `role`, `worker`, and the keys
 of the caller, with units in their names. The logger replaces values under keys that name a secret.
-Under systemd (`JOURNAL_STREAM`) lines carry the syslog priority.
+Under systemd (`JOURNAL_STREAM`) lines carry the syslog priority. Where stderr is a file that
+somebody has renamed and made anew (`supervisor.log_rotation`, logrotate), a process goes on in the
+new file: it looks before each line.
 
 Invariants: one `write` writes a whole line where the kernel allows it, so lines of threads and
 processes do not mix. Logging never raises and never stops its caller. `supervisor.main` and
@@ -14,9 +16,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
@@ -37,7 +41,9 @@ _VALUE_CHARS: Final = 8_192  # longer texts are cut, so that a line stays readab
 class _Sink:
     """The target of this process's lines, and the keys that all of them have."""
 
-    __slots__ = ("clock", "colours", "fd", "journal", "pretty", "role", "threshold", "worker")
+    __slots__ = (
+        "clock", "colours", "fd", "journal", "path", "pretty", "role", "threshold", "worker",
+    )
 
     def __init__(self) -> None:
         self.fd = 2
@@ -47,6 +53,7 @@ class _Sink:
         self.worker = ""
         self.journal = False
         self.colours = False
+        self.path: str | None = None  # of stderr, where that is a file
         self.clock: Clock = SystemClock()
 
 
@@ -71,6 +78,7 @@ def configure(
     _sink.worker = worker
     _sink.journal = _is_journal(fd, os.environ.get("JOURNAL_STREAM", ""))
     _sink.colours = _sink.pretty and os.isatty(fd)
+    _sink.path = file_of(fd)
     _sink.clock = clock or SystemClock()
     sys.excepthook = _log_uncaught
     root = logging.getLogger()
@@ -208,6 +216,8 @@ def _json_text(value: Any) -> str:
 
 def _emit(line: bytes) -> None:
     view = memoryview(line)
+    if _sink.path is not None:
+        _follow(_sink.path)
     try:
         while view:
             view = view[os.write(_sink.fd, view):]
@@ -216,13 +226,40 @@ def _emit(line: bytes) -> None:
         return
 
 
+def file_of(fd: int) -> str | None:
+    """Return the path of the plain file that `fd` writes to; None: it is no file, or has no path
+    any more."""
+    try:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        named, opened = path.stat(), os.fstat(fd)
+    except OSError:
+        return None
+    is_same = stat.S_ISREG(opened.st_mode) and os.path.samestat(named, opened)
+    return str(path) if is_same else None
+
+
+def _follow(path: str) -> None:
+    """Write to the file at `path` from now on, if it is another one than the opened one."""
+    try:
+        opened, named = os.fstat(_sink.fd), os.lstat(path)
+        if os.path.samestat(opened, named) or not stat.S_ISREG(named.st_mode):
+            return
+        others = [fd for fd in (1, 2) if os.path.samestat(os.fstat(fd), opened)]
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return  # it is being renamed, or is not ours: the opened file takes the line
+    for other in {_sink.fd, *others}:
+        os.dup2(fd, other)
+    os.close(fd)
+
+
 def _is_journal(fd: int, journal_stream: str) -> bool:
     """Whether `fd` is the stream that systemd has connected to the journal."""
     try:
-        stat = os.fstat(fd)
+        found = os.fstat(fd)
     except OSError:
         return False
-    return journal_stream == f"{stat.st_dev}:{stat.st_ino}"
+    return journal_stream == f"{found.st_dev}:{found.st_ino}"
 
 
 def _log_uncaught(

@@ -253,7 +253,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "again."),
     Setting("PYLON_DISK_FLOOR_BYTES", "disk_floor_bytes", _int(0, 1_099_511_627_776), "67108864",
             "Free bytes of the database's disk below which the server refuses writes (503 "
-            "`DISK_LOW`) and answers reads; 0 switches this off. SQLite only."),
+            "`DISK_FULL`) and answers reads; 0 switches this off. SQLite only."),
     Setting("PYLON_AUDIT_RETAIN_DAYS", "audit_retain_days", _int(1, 36_500), "90",
             "Days for which the records of sign-ins and changes of accounts are kept."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
@@ -277,5 +277,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             dev_default="pretty"),
     Setting("PYLON_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info",
             "Least severe log line shown."),
+    Setting("PYLON_LOG_MAX_BYTES", "log_max_bytes", _int(0, 1_099_511_627_776), "67108864",
+            "Size at which the log file of `pylonctl start --detach` is rotated; five older files "
+            "are kept. 0 means never."),
 )
 INTERNAL_NAMES: Final = frozenset({"PYLON_WORKER", "PYLON_LISTEN_FD", "PYLON_SUPERVISOR_PID"})

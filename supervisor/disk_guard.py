@@ -1,7 +1,7 @@
 """Disk guard: refuses writes while the disk of the database has little free space.
 
 SQLite needs free space to commit, to write its WAL back and to answer some reads. So the guard
-refuses writes before the disk is full: below PYLON_DISK_FLOOR_BYTES the writer answers `DISK_LOW`,
+refuses writes before the disk is full: below PYLON_DISK_FLOOR_BYTES the writer answers `DISK_FULL`,
 and `/readyz` says so. Reads go on. Writes are accepted again when the free space is
 `limits.DISK_RECOVERY_FACTOR` times the floor, so that a disk at the floor does not make the state
 alternate. A change of the state is logged once.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pylon import limits, log, metrics
 from pylon.clock import Clock
-from pylon.errors import DiskLow, PylonError
+from pylon.errors import DiskFull, PylonError
 
 _log = log.get_logger("disk")
 
@@ -43,7 +43,7 @@ class DiskGuard:
         """Return the error for a write; None: the disk has space."""
         if not self._look():
             return None
-        return DiskLow(
+        return DiskFull(
             f"The disk of the database has {self._free_bytes} bytes free; below "
             f"{self._floor_bytes} the server refuses writes",
             hint="Try again later: the operator must free space; reads are answered meanwhile",
@@ -87,7 +87,7 @@ class DiskGuard:
         facts = {"path": str(self._folder), "free_bytes": self._free_bytes,
                  "floor_bytes": self._floor_bytes}
         if is_low:
-            _log.error("disk.low", **facts, hint="writes are refused with DISK_LOW until "
+            _log.error("disk.low", **facts, hint="writes are refused with DISK_FULL until "
                        f"{int(self._floor_bytes * limits.DISK_RECOVERY_FACTOR)} bytes are free: "
                        "free space on this disk, enlarge it, or lower PYLON_DISK_FLOOR_BYTES")
         else:

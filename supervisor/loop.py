@@ -25,6 +25,7 @@ from pylon.storage.nodes import NodeLease
 from supervisor.children import RoleView
 from supervisor.components import Components
 from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
+from supervisor.log_rotation import LogRotation
 
 _log = log.get_logger("supervisor")
 
@@ -55,6 +56,7 @@ class Loop:
         self._started_s = started_s
         self._report_at_s = 0.0
         self._watchdog_at_s = 0.0
+        self._log_rotation = LogRotation(parts.config.db_path, parts.config.log_max_bytes)
         self._announced: tuple[object, ...] | None = None
         self._said_ready = False
         self._were_ready: set[str] = set()  # roles that had all their workers once
@@ -103,6 +105,7 @@ class Loop:
             return
         self._announced = progress
         self._report_at_s = now_s + _REPORT_PERIOD_S
+        self._log_rotation.look()
         self._were_ready |= {role for role, view in views.items() if view.ready >= view.wanted}
         states = {
             role: RoleState(view.wanted, view.ready, self._is_needed(role))

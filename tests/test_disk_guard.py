@@ -12,7 +12,7 @@ import pytest
 
 from pylon import limits, metrics
 from pylon.clock import ManualClock
-from pylon.errors import DiskLow
+from pylon.errors import DiskFull
 from supervisor.disk_guard import DiskGuard
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
@@ -57,7 +57,7 @@ def test_state_changes_at_the_floor_and_back_above_it(disk: Path) -> None:
         leave_free(disk, free_bytes)
         clock.advance(2 * limits.DISK_LOOK_S)
         refusal = guard.find_refusal()
-        assert isinstance(refusal, DiskLow) is is_low, free_bytes
+        assert isinstance(refusal, DiskFull) is is_low, free_bytes
         assert (guard.find_problem() is not None) is is_low
         assert metrics.DISK_LOW._value.get() == is_low
     leave_free(disk, 0)
@@ -97,7 +97,7 @@ def test_server_refuses_writes_reads_on_and_recovers(
     status, body = insert(3)
     error = body["error"]
     assert isinstance(error, dict)
-    assert (status, error["code"], error["floor_bytes"]) == (503, "DISK_LOW", FLOOR_BYTES)
+    assert (status, error["code"], error["floor_bytes"]) == (503, "DISK_FULL", FLOOR_BYTES)
     wait_until("readyz says it", lambda: server.request("GET", "/readyz")[0] == 503)
     checks = server.request("GET", "/readyz")[1]["checks"]
     assert "PYLON_DISK_FLOOR_BYTES" in checks["writes"]["problem"]
@@ -106,7 +106,7 @@ def test_server_refuses_writes_reads_on_and_recovers(
     page = server.request(
         "GET", "/metrics", token=ADMIN_TOKEN, headers={"Accept": "text/plain"})[1]
     assert "\npylon_disk_low 1.0" in page
-    assert 'pylon_writes_refused_total{reason="disk_low"}' in page
+    assert 'pylon_writes_refused_total{reason="disk_full"}' in page
     (disk / "ballast").unlink()
     wait_until("writes are accepted again", lambda: insert(4)[0] == 201)
     wait_until("ready again", lambda: server.request("GET", "/readyz")[0] == 200)

@@ -23,7 +23,7 @@ from pylon.cli.announce import announce, announce_when_ready, is_ready
 from pylon.cli.output import note, wants_json
 from pylon.config import Loaded
 from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private
-from pylon.data_dir_lock import pidfile_of
+from pylon.data_dir_lock import log_file_of
 from pylon.errors import StartRefused
 from pylon.manifest.model import Manifest
 from pylon.startup import load_checked, start_warnings
@@ -97,9 +97,8 @@ def start_detached(loaded: Loaded) -> int:
         note(f"warning: {warning}")
     for problem in data_dir_problems(loaded.config):
         raise StartRefused(problem)
-    pidfile = pidfile_of(Path(loaded.config.db_path)).absolute()
-    pidfile.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_path = pidfile.with_suffix(".log")
+    log_path = log_file_of(Path(loaded.config.db_path))
+    log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     environ = {**os.environ, **{k: v for k, v in loaded.raw.items() if v is not None}}
     with os.fdopen(_open_log(log_path), "ab") as log:
         started_at = log.tell()

@@ -15,7 +15,7 @@ loads every family, so that `from_wire` and the catalogue know every code.
 
 from pylon.errors.api_keys import ApiKeyAuthForbidden, InvalidScope, ScopeDenied
 from pylon.errors.availability import (
-    DiskLow,
+    DiskFull,
     Draining,
     OutcomeUnknown,
     QueryTimeout,
@@ -213,7 +213,7 @@ __all__ = [
     "CrdtDecodeFailed",
     "CrdtHistoryMissing",
     "CsrfRejected",
-    "DiskLow",
+    "DiskFull",
     "Draining",
     "EmailNotConfigured",
     "EmailNotVerified",

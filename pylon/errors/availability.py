@@ -65,7 +65,7 @@ class StoreUnavailable(PylonError):
     retryable = True
 
 
-class DiskLow(PylonError):
+class DiskFull(PylonError):
     """The disk of the database has less free space than PYLON_DISK_FLOOR_BYTES. The server refused
     the write before the disk was full, and wrote nothing. Reads are answered.
 
@@ -73,7 +73,7 @@ class DiskLow(PylonError):
     the server then accepts writes without a restart.
     """
 
-    code = "DISK_LOW"
+    code = "DISK_FULL"
     status = 503
     retryable = True
 

@@ -23,7 +23,7 @@ BODY_ERRORS: Final[tuple[ErrorClass, ...]] = (
 # Errors of every operation that reads the store, if only for the session.
 STORE_ERRORS: Final[tuple[ErrorClass, ...]] = (errors.QueryTimeout, errors.StoreUnavailable)
 WRITE_ERRORS: Final[tuple[ErrorClass, ...]] = (
-    *STORE_ERRORS, errors.DiskLow, errors.WriteQueueFull, errors.WriterUnavailable,
+    *STORE_ERRORS, errors.DiskFull, errors.WriteQueueFull, errors.WriterUnavailable,
 )
 # Errors of a body that is JSON but no row: see pylon.values.
 ROW_ERRORS: Final[tuple[ErrorClass, ...]] = (
