@@ -1,7 +1,7 @@
 """Configuration: reads the settings of `pylon.settings` into a `Config`.
 
-`load` takes the values from the environment, from `.env` files for `pylonctl dev`, else the
-defaults. `pylonctl config` prints the values with their origins.
+`load` takes the values from the environment, from the env files that `pylon.cli.settings` has
+read, else the defaults. `pylonctl config` prints the values with their origins.
 
 Invariants: an empty value means that the setting has its default. The error for a bad value names
 the setting, the value and the allowed values. Called by `pylon.cli.settings`.
@@ -21,7 +21,7 @@ from pylon.foreign_settings import find_foreign, judge_foreign
 from pylon.provider_settings import ProviderSettings, is_provider_setting, read_providers
 from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.setting_checks import refuse_unsafe as refuse_unsafe
-from pylon.settings import INTERNAL_NAMES, SETTINGS, Setting
+from pylon.settings import ENV_FILE_NAME, INTERNAL_NAMES, SETTINGS, Setting
 
 _BY_ENV: Final = {s.env: s for s in SETTINGS}
 
@@ -249,6 +249,8 @@ def _unknown_names(sources: Sources) -> list[str]:
             if not name.startswith("PYLON_") or name in _BY_ENV or name in INTERNAL_NAMES:
                 continue
             if is_provider_setting(name) or is_template_setting(name):
+                continue
+            if name == ENV_FILE_NAME and where == "environment":
                 continue
             if find_foreign(name) is None:
                 near = difflib.get_close_matches(name, _BY_ENV, n=1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 import tempfile
 from pathlib import Path
@@ -52,6 +53,24 @@ def prepare_data_dir(config: Config) -> None:
         raise start_error(ex, path, what) from ex
     for problem in data_dir_problems(config):
         raise StartRefused(problem)
+    refuse_root(config)
+
+
+def refuse_root(config: Config) -> None:
+    """Refuse that root serves the data of another user, who could not open the new files.
+
+    Raises:
+        StartRefused: this process is root, and the data directory belongs to somebody else.
+    """
+    owner = _owner(config.data_dir)
+    if config.dev_mode or config.in_memory or os.geteuid() != 0 or owner in (None, 0):
+        return
+    raise StartRefused(
+        f"root starts a server on {config.data_dir}, which belongs to {_user_name(owner)}: that "
+        "user could not read the new files",
+        hint="systemctl start pylon, or "
+        f"setpriv --reuid={owner} --regid={owner} --clear-groups pylonctl start",
+    )
 
 
 def data_dir_problems(config: Config) -> list[str]:
@@ -103,7 +122,7 @@ def data_dir_warnings(config: Config) -> list[str]:
     found = []
     folder, db_path = config.data_dir, Path(config.db_path).absolute()
     owner = _owner(folder)
-    if owner not in (None, 0, os.geteuid()):
+    if os.geteuid() != 0 and owner not in (None, 0, os.geteuid()):
         found.append(
             f"the data directory {folder} belongs to another user (uid {owner}), who may replace "
             f"the database: chown {os.geteuid()} {folder}"
@@ -190,6 +209,24 @@ def give_path_to_owner(path: Path) -> None:
         give_to_owner(fd, path)
     finally:
         os.close(fd)
+
+
+def give_folder_to_owner(folder: Path) -> None:
+    """Give a folder that this process has just made in the data directory, and its files, to the
+    owner of the directory, if this process is root."""
+    for path in (*folder.iterdir(), folder):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            give_to_owner(fd, folder)
+        finally:
+            os.close(fd)
+
+
+def _user_name(uid: int | None) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid or 0).pw_name}"
+    except KeyError:
+        return f"uid {uid}"
 
 
 def _mode(path: Path) -> int:

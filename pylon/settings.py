@@ -4,7 +4,7 @@ A new setting is one line here and one attribute of `pylon.config.Config`. `pylo
 the values. The settings table of the README is generated from this table.
 
 Invariants: names and fields are unique. No module reads a `PYLON_*` variable but `pylon.config`,
-except `INTERNAL_NAMES`, which the supervisor sets for its children.
+except `INTERNAL_NAMES`, which the supervisor sets for its children, and `ENV_FILE_NAME`.
 """
 
 from __future__ import annotations
@@ -281,4 +281,6 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Size at which the log file of `pylonctl start --detach` is rotated; five older files "
             "are kept. 0 means never."),
 )
+# Names the file that `pylonctl` reads settings from. No setting: it is read before all of them.
+ENV_FILE_NAME: Final = "PYLON_ENV_FILE"
 INTERNAL_NAMES: Final = frozenset({"PYLON_WORKER", "PYLON_LISTEN_FD", "PYLON_SUPERVISOR_PID"})

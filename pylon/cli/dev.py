@@ -27,7 +27,7 @@ import click
 
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, wants_json
 from pylon.cli.serve import serve
-from pylon.cli.settings import dotenv_files, read_settings
+from pylon.cli.settings import chosen_env_file, env_file_flag, env_files, read_settings
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.realtime.app_module import try_app_module
@@ -44,6 +44,7 @@ ModificationTimes = dict[Path, int]  # modification time in ns of each watched f
 @click.command()
 @click.option("--port", type=int, help="Sets PYLON_PORT.")
 @click.option("--once", is_flag=True, help="Do not watch for changes.")
+@env_file_flag
 @json_flag
 @click.pass_context
 def dev(ctx: click.Context, port: int | None, once: bool) -> None:
@@ -58,6 +59,9 @@ def _command(port: int | None) -> list[str]:
     command = [sys.executable, "-m", "pylon.cli.main", "start", "--dev"]
     if port is not None:
         command += ["--port", str(port)]
+    env_file = chosen_env_file(os.environ)
+    if env_file is not None:
+        command += ["--env-file", env_file]
     if wants_json():
         command.append("--json")
     return command
@@ -104,7 +108,7 @@ class _Watch:
     def _scan(self) -> ModificationTimes:
         """Return the modification times. Read the settings again after a `.env` file changed."""
         started_s = time.monotonic()
-        dotenv = modification_times(dotenv_files(Path.cwd()))
+        dotenv = modification_times(env_files(dev=True, environ=os.environ))
         if self._settings is None or dotenv != self._dotenv:
             self._dotenv, self._settings = dotenv, _settings()
         known = modification_times(watched_files(Path.cwd(), self._settings))
@@ -156,7 +160,7 @@ def is_app_valid() -> bool:
 
 def watched_files(folder: Path, config: Config | None) -> Iterable[Path]:
     """Yield the files whose change causes a reload."""
-    yield from dotenv_files(folder)
+    yield from env_files(dev=True, environ=os.environ, folder=folder)
     if config is None:
         return
     manifest = Path(config.manifest).absolute()

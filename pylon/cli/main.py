@@ -26,6 +26,7 @@ from pylon.cli.output import (
     json_flag,
     note,
 )
+from pylon.cli.settings import env_file_flag
 from pylon.data_dir import keep_private
 from pylon.errors import PylonError
 
@@ -52,6 +53,7 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs)
 @click.version_option(__version__, prog_name="pylonctl")
+@env_file_flag
 @json_flag
 def cli() -> None:
     """Pylon: one command gives an app a live backend."""

@@ -21,6 +21,7 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.cli.stores import existing_store, hold_stopped_store
 from pylon.clock import SystemClock
 from pylon.config import Config
+from pylon.data_dir import give_folder_to_owner
 from pylon.manifest.model import FORMAT_VERSION, Manifest
 from pylon.manifest_loader import load_manifest
 from pylon.schema.options import MigrationOptions, read_options
@@ -242,6 +243,7 @@ def make_backup(store: Backend) -> Path:
     path = store.data_path
     folder = path.absolute().with_name(f"{path.name}.before-{now:%Y%m%dT%H%M%S.%f}Z")
     store.backups.create(folder, None)
+    give_folder_to_owner(folder)
     note(f"backup: {folder}")
     return folder
 

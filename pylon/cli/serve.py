@@ -22,7 +22,7 @@ import click
 from pylon.cli.announce import announce, announce_when_ready, is_ready
 from pylon.cli.output import note, wants_json
 from pylon.config import Loaded
-from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private
+from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private, refuse_root
 from pylon.data_dir_lock import log_file_of
 from pylon.errors import StartRefused
 from pylon.manifest.model import Manifest
@@ -87,24 +87,27 @@ def _serve(
     )
 
 
-def start_detached(loaded: Loaded) -> int:
+def start_detached(loaded: Loaded, arguments: list[str]) -> int:
     """Start the server as a process of its own and wait until it is ready. Return the exit code.
 
     The server writes its log to `<db_path>.log`.
+
+    Args:
+        arguments: of a `pylonctl start` that reads the settings `loaded` itself.
     """
     app = load_checked(loaded)
     for warning in (*start_warnings(loaded, app), *data_dir_warnings(loaded.config)):
         note(f"warning: {warning}")
     for problem in data_dir_problems(loaded.config):
         raise StartRefused(problem)
+    refuse_root(loaded.config)
     log_path = log_file_of(Path(loaded.config.db_path))
     log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    environ = {**os.environ, **{k: v for k, v in loaded.raw.items() if v is not None}}
     with os.fdopen(_open_log(log_path), "ab") as log:
         started_at = log.tell()
         child = subprocess.Popen(
-            [sys.executable, "-m", "pylon.cli.main", "start"],
-            env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            [sys.executable, "-m", "pylon.cli.main", "start", *arguments],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )
     while not is_ready(loaded.config, child.pid):
         code = child.poll()

@@ -7,10 +7,13 @@ load them.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+
 import click
 
 from pylon.cli.output import json_flag
-from pylon.cli.settings import dev_flag, read_settings
+from pylon.cli.settings import chosen_env_file, dev_flag, read_settings
 from pylon.config import Loaded
 
 
@@ -39,10 +42,21 @@ def start(
     if detach:
         from pylon.cli.serve import start_detached
 
-        ctx.exit(start_detached(read()))
+        ctx.exit(start_detached(read(), _arguments(flags, dev=dev)))
     from pylon.cli.serve import serve
 
     ctx.exit(serve(read(), read, be_template))
+
+
+def _arguments(flags: Mapping[str, str | None], *, dev: bool) -> list[str]:
+    """Return the arguments of `pylonctl start` for a process that reads the same settings."""
+    options = {
+        "--port": flags["PYLON_PORT"], "--manifest": flags["PYLON_MANIFEST"],
+        "--db": flags["PYLON_DB_PATH"], "--roles": flags["PYLON_ROLES"],
+        "--env-file": chosen_env_file(os.environ),
+    }
+    given = [word for name, value in options.items() if value is not None for word in (name, value)]
+    return [*given, "--dev"] if dev else given
 
 
 def be_template(fd: int, supervisor_pid: int) -> None:
