@@ -26,6 +26,9 @@ _READER: Final = (
 _WRITER: Final = (
     ("cache_size", "-1024"),
     ("mmap_size", "0"),
+    # The rollback journal of the change to WAL is to be gone for good: after a loss of power it
+    # would take the change back, and with it all that is in the WAL.
+    ("synchronous", "EXTRA"),
     ("journal_mode", "WAL"),
     ("wal_autocheckpoint", "0"),
     # When the WAL begins anew. PERF: a commit that cut the file took up to 60 ms.
