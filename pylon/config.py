@@ -83,6 +83,8 @@ class Config:
     cookie_domain: str | None
     cookie_secure: bool
     cookie_same_site: str
+    webauthn_origin: tuple[str, ...]
+    webauthn_rp_id: str | None
     oauth_file: str | None
     require_email_verification: bool
     auth_rates: bool

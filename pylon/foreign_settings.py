@@ -63,8 +63,7 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
     Foreign("PYLON_API_KEY_*", Effect.FEATURE, "there are no API keys"),
     Foreign("PYLON_EMAIL_HTTP_URL", Effect.FEATURE, "PYLON_EMAIL_ENDPOINT is the setting here"),
     Foreign("PYLON_TWILIO_*", Effect.FEATURE, "no SMS is sent"),
-    Foreign("PYLON_TOTP_* PYLON_SSO_* PYLON_SAML_* PYLON_SCIM_* PYLON_WEBAUTHN_* PYLON_OIDC_* "
-            "PYLON_CAPTCHA_*",
+    Foreign("PYLON_TOTP_* PYLON_SSO_* PYLON_SAML_* PYLON_SCIM_* PYLON_OIDC_* PYLON_CAPTCHA_*",
             Effect.FEATURE, "there is no such way to sign in"),
     Foreign("PYLON_TEST_DIR", Effect.FEATURE, "there is no test runner"),
 )

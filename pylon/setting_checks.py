@@ -50,6 +50,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     yield from _secret_key_problems(config)
     yield from _cookie_problems(config)
     yield from _provider_problems(config)
+    yield from _passkey_problems(config)
     yield from _mail_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
@@ -107,6 +108,36 @@ def _provider_problems(config: Config) -> Iterator[str]:
             yield (
                 f"the sign-in provider {name} needs PYLON_PUBLIC_URL, the URL that browsers reach "
                 f"this server by, or PYLON_OAUTH_{name.upper()}_REDIRECT"
+            )
+
+
+def _passkey_problems(config: Config) -> Iterator[str]:
+    """Yield the origins of passkeys that browsers would refuse."""
+    if not config.webauthn_origin:
+        if config.webauthn_rp_id is not None and not config.dev_mode:
+            yield (
+                "PYLON_WEBAUTHN_RP_ID is set without PYLON_WEBAUTHN_ORIGIN: name the origins of "
+                "the pages that use passkeys, or unset it"
+            )
+        return
+    hosts = [urlsplit(origin).hostname or "" for origin in config.webauthn_origin]
+    domain = config.webauthn_rp_id or hosts[0]
+    for origin, host in zip(config.webauthn_origin, hosts, strict=True):
+        is_local = host == "localhost" or host.endswith(".localhost")
+        if origin in ("*", "null") or not (origin.startswith("https://") or is_local):
+            yield (
+                f"PYLON_WEBAUTHN_ORIGIN has {origin}: browsers use passkeys on pages of https only "
+                "(and of localhost): write https://<host>"
+            )
+        elif host.replace(".", "").isdecimal() or ":" in host:
+            yield (
+                f"PYLON_WEBAUTHN_ORIGIN has {origin}: passkeys belong to a domain, and it names "
+                "an address: write the host's name"
+            )
+        elif host != domain and not host.endswith(f".{domain}"):
+            yield (
+                f"PYLON_WEBAUTHN_ORIGIN has {origin}, which is not within {domain}: set "
+                "PYLON_WEBAUTHN_RP_ID to the domain of all origins"
             )
 
 

@@ -192,6 +192,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Send the session cookie over TLS only.", dev_default="false"),
     Setting("PYLON_COOKIE_SAME_SITE", "cookie_same_site", _choice("lax", "strict", "none"), "lax",
             "SameSite attribute of the session cookie; none forces Secure."),
+    Setting("PYLON_WEBAUTHN_ORIGIN", "webauthn_origin", origins, "",
+            "Comma list of the origins of the pages that use passkeys, e.g. "
+            "https://app.example.com. Without it there are none; in dev mode pages of localhost "
+            "use them."),
+    Setting("PYLON_WEBAUTHN_RP_ID", "webauthn_rp_id", cookie_domain, None,
+            "Domain that passkeys belong to: that of all these origins, or one above it. Default: "
+            "the host of the first origin. Passkeys do not survive its change."),
     Setting("PYLON_OAUTH_FILE", "oauth_file", _text, None,
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "

@@ -86,6 +86,11 @@ from pylon.errors.orgs import (
     OrgNotFound,
     WrongEmail,
 )
+from pylon.errors.passkeys import (
+    PasskeyRegisterFailed,
+    PasskeyVerifyFailed,
+    WebauthnNotConfigured,
+)
 from pylon.errors.passwords import (
     EmailNotVerified,
     InvalidCredentials,
@@ -289,6 +294,8 @@ __all__ = [
     "OrgNotConfigured",
     "OrgNotFound",
     "OutcomeUnknown",
+    "PasskeyRegisterFailed",
+    "PasskeyVerifyFailed",
     "PasswordTooLong",
     "PayloadTooLarge",
     "PolicyDenied",
@@ -343,6 +350,7 @@ __all__ = [
     "UserNotFound",
     "ValueTooLongToIndex",
     "WeakPassword",
+    "WebauthnNotConfigured",
     "WriteQueueFull",
     "WriterUnavailable",
     "WrongEmail",

@@ -107,9 +107,9 @@ class AlreadyLinked(PylonError):
 
 
 class LastSignInMethod(PylonError):
-    """The account of a provider is the last way in which the user can sign in.
+    """The account of a provider, or the passkey, is the last way in which the user can sign in.
 
-    Remedy: set a password, verify an e-mail address or link another provider first.
+    Remedy: set a password, verify an e-mail address, link a provider or add a passkey first.
     """
 
     code = "LAST_SIGN_IN_METHOD"

@@ -18,6 +18,7 @@ SAMPLES: Final = {
     "app": "my-app", "minutes": "15", "email": "ann@example.com", "code": "123456",
     "url": "https://app.example.com/a-link?token=sample", "org_name": "Example Ltd",
     "inviter": "Ben", "device": "Firefox on Linux", "time": "2026-11-28 10:00 UTC",
+    "name": "My phone",
     "new_email": "ann@new.example.com",
 }
 _NOT_YOU: Final = "If you did not ask for this, ignore this mail.\n"
@@ -101,6 +102,18 @@ KINDS: Final[tuple[MailKind, ...]] = (
         "Somebody signed in to your account {{email}} at {{app}}:\n\n    {{device}}\n    {{time}}\n"
         "\nIf it was not you, change your password.\n",
         may=("device", "time"),
+    ),
+    MailKind(
+        "PASSKEY_ADDED", "A new passkey for {{app}}",
+        "A passkey ({{name}}) was added to your account {{email}} at {{app}}. It signs in without "
+        "a password.\n\nIf it was not you, sign in, delete it and change your password.\n",
+        may=("name",),
+    ),
+    MailKind(
+        "PASSKEY_REMOVED", "A passkey for {{app}} was removed",
+        "A passkey ({{name}}) of your account {{email}} at {{app}} was removed. It signs in no "
+        "more.\n\nIf it was not you, change your password.\n",
+        may=("name",),
     ),
     MailKind(
         "ACCOUNT_EXISTS", "You have an account at {{app}} already",

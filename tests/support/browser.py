@@ -28,11 +28,11 @@ class Page:
         self._socket = websocket.create_connection(socket_url, timeout=30)
         self._next_id = 0
         self.console: list[str] = []
-        self._call("Runtime.enable")
+        self.command("Runtime.enable")
 
     def run(self, script: str) -> Any:
         """The value of `script`; a promise is awaited, an exception fails the test."""
-        answer = self._call(
+        answer = self.command(
             "Runtime.evaluate",
             {"expression": script, "awaitPromise": True, "returnByValue": True},
         )
@@ -46,7 +46,8 @@ class Page:
     def close(self) -> None:
         self._socket.close()
 
-    def _call(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    def command(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send a command of the DevTools protocol, and return its result."""
         self._next_id += 1
         self._socket.send(
             json.dumps({"id": self._next_id, "method": method, "params": params or {}})

@@ -14,7 +14,7 @@ process only after its session is committed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -39,7 +39,13 @@ from workers.identity.carry_over import plan_carry
 from workers.identity.commit import commit
 from workers.identity.identity import Call, Identity
 from workers.identity.known_devices import remember_device
-from workers.identity.second_factor import Factors, accept_code, count_attempt, read_factors
+from workers.identity.second_factor import (
+    Accepted,
+    Factors,
+    accept_code,
+    count_attempt,
+    read_factors,
+)
 from workers.identity.trusted_devices import NewDevice, random_token, trust_device, trusted_check
 
 CHALLENGE: Final = "mfa"  # a purpose of `tokens`
@@ -110,9 +116,13 @@ def finish_sign_in(
 
 
 def complete_challenge(
-    identity: Identity, call: Call, challenge: str, code: str, *, trusts_device: bool
+    identity: Identity, call: Call, challenge: str, *, trusts_device: bool,
+    accept: Callable[[str, Factors], Accepted],
 ) -> IdentityAnswer:
-    """End a sign-in by the code that its challenge asks for.
+    """End a sign-in by the second factor that its challenge asks for.
+
+    Args:
+        accept: checks the factor for a user, and returns the steps that use it up.
 
     Raises:
         InvalidChallenge: it is unknown, has expired, was answered, or had too many wrong codes.
@@ -140,7 +150,7 @@ def complete_challenge(
     if not factors.is_on:  # the authenticator has gone since
         raise InvalidChallenge(_INVALID)
     try:
-        accepted = accept_code(identity, user_id, factors, code)
+        accepted = accept(user_id, factors)
     except InvalidTotpCode as ex:
         commit(identity, [audit_of(
             identity, call, "totp_challenge_failed", user_id, reason=ex.code
@@ -223,8 +233,15 @@ def _ask(
     ])
     raise TotpRequired(
         "Enter the code of your authenticator app", challenge=challenge,
-        expires_in=limits.CHALLENGE_S, methods=factors.methods,
+        expires_in=limits.CHALLENGE_S,
+        methods=[*factors.methods, *_other_methods(identity, user_id)],
     )
+
+
+def _other_methods(identity: Identity, user_id: str) -> list[str]:
+    of_user = [Condition("user_id", "=", user_id)]
+    count = identity.store.point(lambda reader: reader.count_records("passkeys", of_user))
+    return ["passkey"] if count else []
 
 
 def _store_session(

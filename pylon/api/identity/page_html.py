@@ -1,7 +1,8 @@
-"""HTML of the sign-in page: forms and messages, without any script.
+"""HTML of the sign-in page: forms and messages, which work without any script.
 
-Invariants: every value of a request is escaped. The headers allow no script, no frame and no
-resource; forms go to this server, and a redirect behind them to a checked page only. The text of
+Invariants: every value of a request is escaped. The headers allow no frame, no resource and no
+script but the file of the button for passkeys, where a page has it; forms go to this server, and a
+redirect behind them to a checked page only. The text of
 the style is fixed at the start, so its digest is in the headers, and no other style counts. Two
 colours of the operator are its CSS variables `--accent` and `--surface`; the colours of texts on
 them are black or white, whichever has more contrast. Called by `sign_in_page`.
@@ -42,6 +43,9 @@ button{width:100%%;margin-top:1.5rem;padding:.7rem;font:inherit;font-weight:600;
 border:0;border-radius:.4rem;background:var(--accent);color:%(on_accent)s}
 :focus-visible{outline:3px solid var(--accent);outline-offset:2px}
 .error{margin:0;padding:.7rem;border-left:4px solid #c62828;font-weight:600}
+form[hidden]{display:none}
+form+form button{margin-top:.75rem;background:transparent;color:inherit;
+border:2px solid var(--accent)}
 nav{margin-top:1.5rem}
 nav a{display:block;padding:.25rem 0;color:inherit}
 """
@@ -78,17 +82,23 @@ class PageStyle:
         digest = hashlib.sha256(self.text.encode()).digest()
         self._digest = base64.b64encode(digest).decode()
 
-    def headers(self, next_page: str) -> tuple[tuple[str, str], ...]:
+    def headers(
+        self, next_page: str, *, has_script: bool = False
+    ) -> tuple[tuple[str, str], ...]:
         """Return the headers of a page whose form may lead to `next_page`, which is checked.
 
         Browsers hold a redirect behind a form for the target of the form.
+
+        Args:
+            has_script: the page has the button for passkeys, whose script asks this server.
         """
         origin = origin_of(next_page)
         targets = "'self'" if origin == "null" else f"'self' {origin}"
         return (
             ("content-security-policy",
-             f"default-src 'none'; style-src 'sha256-{self._digest}'; form-action {targets}; "
-             "frame-ancestors 'none'; base-uri 'none'"),
+             f"default-src 'none'; style-src 'sha256-{self._digest}'; "
+             + ("script-src 'self'; connect-src 'self'; " if has_script else "")
+             + f"form-action {targets}; frame-ancestors 'none'; base-uri 'none'"),
             ("x-robots-tag", "noindex"),
             ("cache-control", "no-store"),
         )
@@ -126,9 +136,9 @@ def form_html(
 
 def page_html(
     style: PageStyle, title: str, *, error: str = "", text: str = "", form: str = "",
-    links: Sequence[Link] = (),
+    links: Sequence[Link] = (), script: str = "",
 ) -> bytes:
-    """Return a whole page. `form` is HTML, all else is text."""
+    """Return a whole page. `form` is HTML, `script` the path of a script, all else is text."""
     body = f"<h1>{html.escape(title)}</h1>"
     if error:
         body += f'<p id="error" class="error" role="alert">{html.escape(error)}</p>'
@@ -141,10 +151,11 @@ def page_html(
         )
         body += f'<nav aria-label="Other ways">{items}</nav>'
     name = f"Error: {title}" if error else title
+    loads = f'<script src="{html.escape(script)}" defer></script>' if script else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{html.escape(name)}</title><style>{style.text}</style></head>"
+        f"<title>{html.escape(name)}</title><style>{style.text}</style>{loads}</head>"
         f"<body><main>{body}</main></body></html>\n"
     ).encode()
 

@@ -1,11 +1,12 @@
-"""The sign-in page: forms that sign a browser in without any script, at ``/auth/``.
+"""The sign-in page: forms that sign a browser in without any script, at ``/auth/``. The button for
+passkeys alone needs one (`passkey_page`).
 
 Each form is one line of `FORMS`: its fields, and the action of the identity process that it calls.
 A form whose action this server does not have does not exist. An app may use its own pages instead;
 these work from the first minute.
 
 A form of another site must not sign its reader in as a stranger. So a form counts only from this
-server's own pages: `Sec-Fetch-Site` says so, or the Origin names the host that the request names.
+server's own pages (`own_pages`).
 The page to return to (`next`) comes from anybody, so it is checked (`pylon.auth.redirects`).
 
 Invariants: no answer is cached; no password and no code is ever in a page; a session's token is in
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import falcon
 import msgspec
@@ -28,13 +29,15 @@ from pylon.api.http.body import read_body
 from pylon.api.http.callers import address_of, caller_of
 from pylon.api.http.parameters import read_text
 from pylon.api.http.route_access import Methods
+from pylon.api.identity import passkey_page
 from pylon.api.identity.forwarding import call_route, decode_form, facts_of
+from pylon.api.identity.own_pages import require_own_page
 from pylon.api.identity.page_html import Field, Link, PageStyle, form_html, page_html
 from pylon.api.identity.routes import PAGES, ROUTE_BY_ACTION
 from pylon.api.services import IdentityServices
 from pylon.auth.redirects import check_redirect
 from pylon.bus.identity import IdentityAnswer
-from pylon.errors import CsrfRejected, PayloadTooLarge, PylonError, TotpRequired
+from pylon.errors import PayloadTooLarge, PylonError, TotpRequired
 from pylon.rates import address_subject
 
 RESET_LINK: Final = "/reset-password"  # of the mail with a link for a new password
@@ -111,15 +114,23 @@ FORMS: Final[tuple[Form, ...]] = (
         "Sign in",
     ),
 )
+_PASSKEY_FORM: Final = Form(
+    passkey_page.NAME, "Sign in with a passkey", "passkey_login_finish", passkey_page.FIELDS,
+    passkey_page.BUTTON,
+)
 _FORM_BY_NAME: Final = {form.name: form for form in FORMS}
 _SECOND_FACTOR: Final = "second-factor"
+_WITH_PASSKEY: Final = ("", _SECOND_FACTOR, passkey_page.NAME)  # forms beside which the button is
 
 
 def sign_in_pages(services: IdentityServices) -> Iterable[tuple[str, object, Methods]]:
     """Yield the path, the resource and the access of each form, and of the link of a mail."""
     config = services.app.config
     style = PageStyle(config.auth_page_accent, config.auth_page_surface)
-    for form in FORMS:
+    has_passkeys = passkey_page.has_passkeys(config)
+    if has_passkeys:
+        yield from passkey_page.passkey_pages(services)
+    for form in (*FORMS, *((_PASSKEY_FORM,) if has_passkeys else ())):
         if form.action in ROUTE_BY_ACTION:
             methods: Methods = {"GET": access.OPEN, "POST": access.SESSION_WRITE}
             resource = _FormResource(services, form, style)
@@ -135,6 +146,7 @@ class _FormResource:
         self._services = services
         self._form = form
         self._style = style
+        self._has_passkeys = passkey_page.has_passkeys(services.app.config)
         rate = ROUTE_BY_ACTION[form.action].rate
         self._rate = None if rate is None else rate(services.app.config)
 
@@ -150,7 +162,7 @@ class _FormResource:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Call the action with the fields of the form."""
-        _require_own_page(req)
+        require_own_page(req)
         raw = read_body(req)
         if len(raw) > limits.IDENTITY_BODY_BYTES:
             raise PayloadTooLarge(
@@ -227,19 +239,22 @@ class _FormResource:
         error: PylonError | None = None,
     ) -> None:
         """Show a form, with what was wrong with the last one."""
+        has_button = self._has_passkeys and form.name in _WITH_PASSKEY
         query = "" if next_page == _HOME else "?" + urlencode({"next": next_page})
         fields = (*form.fields, Field("next", "", "hidden"))
+        shown = "" if form is _PASSKEY_FORM else form_html(
+            f"{PAGES}{form.name}", fields, form.button, {**values, "next": next_page},
+            has_error=error is not None,
+        )
         self._send(resp, 200 if error is None else int(error.status), next_page, page_html(
             self._style, form.title, error="" if error is None else error.message,
-            form=form_html(
-                f"{PAGES}{form.name}", fields, form.button, {**values, "next": next_page},
-                has_error=error is not None,
-            ),
+            form=shown + (passkey_page.button_html(next_page) if has_button else ""),
+            script=passkey_page.script_path() if has_button else "",
             links=[
                 Link(other.link, f"{PAGES}{other.name}{query}") for other in FORMS
                 if other.link and other is not form and other.action in ROUTE_BY_ACTION
             ],
-        ))
+        ), has_script=has_button)
         if error is not None and error.retryable:
             resp.set_header("retry-after", str(error.retry_after_s))
 
@@ -248,11 +263,14 @@ class _FormResource:
             Link("Back to the sign-in", PAGES)
         ]))
 
-    def _send(self, resp: falcon.Response, status: int, next_page: str, page: bytes) -> None:
+    def _send(
+        self, resp: falcon.Response, status: int, next_page: str, page: bytes, *,
+        has_script: bool = False,
+    ) -> None:
         resp.status = status
         resp.data = page
         resp.content_type = _HTML
-        for name, value in self._style.headers(next_page):
+        for name, value in self._style.headers(next_page, has_script=has_script):
             resp.set_header(name, value)
 
 
@@ -261,17 +279,3 @@ class _LinkResource:
 
     def __init__(self, resource: _FormResource) -> None:
         self.on_get = self.on_head = resource.on_get
-
-
-def _require_own_page(req: falcon.Request) -> None:
-    """
-    Raises:
-        CsrfRejected: the form is not one of this server's own pages.
-    """
-    fetch_site, origin = req.env.get("HTTP_SEC_FETCH_SITE"), req.env.get("HTTP_ORIGIN")
-    if fetch_site is not None:
-        if fetch_site.strip().lower() == "same-origin":
-            return
-    elif origin is not None and urlsplit(origin).netloc == req.env.get("HTTP_HOST"):
-        return
-    raise CsrfRejected("The form of a sign-in must come from the sign-in page itself")

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from pylon.api.identity.passkey_bodies import Credential
 from pylon.body_types import BodyType, Refusal
 from pylon.errors import InvalidData, MissingCode
 
@@ -45,13 +46,16 @@ class CodeBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChallengeBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to the challenge of a sign-in."""
+    """The answer to the challenge of a sign-in: a code, or the answer of a passkey."""
 
     challenge: Annotated[
         str, Meta(min_length=1, max_length=_CHALLENGE_CHARS),
         Refusal(InvalidData, expected=f"a text of at most {_CHALLENGE_CHARS} characters"),
     ]
-    code: Code
+    code: Annotated[
+        str, Meta(max_length=_CODE_CHARS), Refusal(MissingCode, InvalidData, expected=_EXPECTED)
+    ] = ""
+    credential: Credential | None = None
     trust_device: bool = False
 
 

@@ -17,15 +17,13 @@ from pylon.auth.transactions import carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import (
     AccountNotFound,
-    LastSignInMethod,
     NoRefreshToken,
     ProviderNotConfigured,
     RecordConflict,
     Unavailable,
 )
-from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords
+from pylon.storage.auth_ops import Condition, DropRecords
 from pylon.storage.auth_tables import Value
-from workers.identity.accounts import EMAIL
 from workers.identity.identity import Call, Identity
 from workers.identity.provider_accounts import (
     KIND_PREFIX,
@@ -34,6 +32,7 @@ from workers.identity.provider_accounts import (
     kind_of,
     token_record,
 )
+from workers.identity.sign_in_ways import other_way
 
 _TRIES: Final = 3
 _FRESH_S: Final = 60  # a stored access token that lasts longer is given again
@@ -68,7 +67,9 @@ def unlink_account(identity: Identity, call: Call) -> IdentityAnswer:
             raise AccountNotFound("No account of this provider is linked")
         try:
             carry_out(identity.writer.submit, [
-                _other_way(identity, call, provider),
+                other_way(
+                    identity, str(call.facts.auth.user_id), without_provider=provider
+                ),
                 DropRecords("identities", linked),
                 DropRecords("oauth_tokens", [_of(call), Condition("provider", "=", provider)]),
                 audit_step(
@@ -119,41 +120,6 @@ def give_access_token(identity: Identity, call: Call) -> IdentityAnswer:
     )
     carry_out(identity.writer.submit, [put])
     return _token_answer(name, tokens.access_token, put.values["expires_at"], put.values["scope"])
-
-
-def _other_way(identity: Identity, call: Call, provider: str) -> CheckRecords:
-    """Return a step that holds while the caller can sign in without this provider.
-
-    Raises:
-        LastSignInMethod
-    """
-    of_user = _of(call)
-    ways = [CheckRecords("passwords", [of_user], 1), CheckRecords("identities", [
-        of_user, Condition("kind", "=", EMAIL), Condition("verified_at", "not null")
-    ], 1)]
-    others = identity.store.point(lambda reader: reader.records("identities", [of_user]))
-    ways += [
-        CheckRecords("identities", [
-            of_user, Condition("kind", "=", record["kind"]),
-            Condition("subject", "=", record["subject"]),
-        ], 1)
-        for record in others
-        if str(record["kind"]).startswith(KIND_PREFIX) and record["kind"] != kind_of(provider)
-    ]
-    keys = identity.store.point(lambda reader: reader.records("passkeys", [of_user], limit=1))
-    ways += [
-        CheckRecords("passkeys", [Condition("credential_id", "=", key["credential_id"])], 1)
-        for key in keys
-    ]
-    for way in ways:
-        if identity.store.point(
-            lambda reader, way=way: reader.count_records(way.table, way.where)  # type: ignore[misc]
-        ) == way.expected:
-            return way
-    raise LastSignInMethod(
-        "This is the last way in which you can sign in",
-        hint="Set a password, verify your e-mail address or link another provider first",
-    )
 
 
 def _of(call: Call) -> Condition:

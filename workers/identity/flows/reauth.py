@@ -1,4 +1,5 @@
-"""``POST /api/auth/reauth``: proves anew who the user of a session is, by a password or a code.
+"""``POST /api/auth/reauth``: proves anew who the user of a session is, by a password, a code or
+a passkey.
 
 The session gets a new `auth_time`, so that changes that need a fresh sign-in go through
 (`pylon.auth.freshness`). Its token and its sockets stay.
@@ -9,6 +10,9 @@ Invariant: an attempt is counted before the password or the code is compared. Ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pylon.api.identity.reauth_bodies import ReauthAnswer, ReauthBody
 from pylon.auth.password_rules import normal_password
 from pylon.auth.transactions import Step, carry_out
@@ -16,6 +20,7 @@ from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import (
     InvalidCredentials,
     InvalidTotpCode,
+    PasskeyVerifyFailed,
     RecordConflict,
     SessionExpired,
     TotpNotEnrolled,
@@ -23,10 +28,11 @@ from pylon.errors import (
 from pylon.storage.auth_ops import CheckRecords, Condition, SetRecords
 from workers.identity import rates
 from workers.identity.identity import Call, Identity
+from workers.identity.passkey_proofs import prove
 from workers.identity.second_factor import accept_code, read_factors
 from workers.identity.sign_in import refuse_locked
 
-_WRONG = "The password or the code is wrong"
+_WRONG = "The password, the code or the passkey is wrong"
 
 
 def reauthenticate(identity: Identity, call: Call) -> IdentityAnswer:
@@ -46,6 +52,8 @@ def reauthenticate(identity: Identity, call: Call) -> IdentityAnswer:
         carry_out(identity.writer.submit, units)
     steps = (
         _check_password(identity, user_id, body.password) if body.password is not None
+        else _check_passkey(identity, call, user_id, body.credential)
+        if body.credential is not None
         else _check_code(identity, user_id, body.code or "")
     )
     refuse_locked(identity, user_id)
@@ -82,6 +90,19 @@ def _check_password(identity: Identity, user_id: str, password: str) -> list[Ste
     if not identity.hashes.verify(phc, normal.encode()):
         raise InvalidCredentials(_WRONG)
     return [CheckRecords("passwords", [of_user, Condition("phc", "=", phc)], 1)]
+
+
+def _check_passkey(
+    identity: Identity, call: Call, user_id: str, credential: Mapping[str, Any] | str
+) -> list[Step]:
+    """Return the steps that use the answer of the passkey up."""
+    try:
+        proof = prove(identity, call, credential)
+    except PasskeyVerifyFailed:
+        raise InvalidCredentials(_WRONG) from None
+    if proof.user_id != user_id:
+        raise InvalidCredentials(_WRONG)
+    return proof.steps
 
 
 def _check_code(identity: Identity, user_id: str, code: str) -> list[Step]:

@@ -10,6 +10,9 @@ code counts the attempt first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec.structs import replace
 
 from pylon import limits
@@ -28,6 +31,7 @@ from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import (
     AuthRequired,
     InvalidTotpCode,
+    MissingCode,
     RecordConflict,
     SealBroken,
     SessionExpired,
@@ -37,8 +41,11 @@ from pylon.storage.auth_ops import Condition, DropRecords, PutRecord, SetRecords
 from pylon.storage.auth_tables import Value
 from workers.identity import totp
 from workers.identity.identity import Call, Identity
+from workers.identity.passkey_proofs import METHOD, prove
+from workers.identity.passkeys import verify_failed
 from workers.identity.second_factor import (
     PENDING,
+    Accepted,
     Factors,
     accept_code,
     count_attempt,
@@ -158,9 +165,31 @@ def regenerate_backup_codes(identity: Identity, call: Call) -> IdentityAnswer:
 def answer_challenge(identity: Identity, call: Call) -> IdentityAnswer:
     """End a sign-in that has asked for a code."""
     body = call.decode(ChallengeBody)
-    return complete_challenge(
-        identity, call, body.challenge, body.code, trusts_device=body.trust_device
-    )
+    credential = body.credential
+    if credential is None:
+        if not body.code:
+            raise MissingCode("code is required")
+        return complete_challenge(
+            identity, call, body.challenge, trusts_device=body.trust_device,
+            accept=lambda user_id, factors: accept_code(identity, user_id, factors, body.code),
+        )
+    try:
+        return complete_challenge(
+            identity, call, body.challenge, trusts_device=body.trust_device,
+            accept=lambda user_id, _: _accept_passkey(identity, call, user_id, credential),
+        )
+    except InvalidTotpCode:  # another request was faster with this answer
+        raise verify_failed() from None
+
+
+def _accept_passkey(
+    identity: Identity, call: Call, user_id: str, credential: Mapping[str, Any] | str
+) -> Accepted:
+    """Return the steps that use the answer of a passkey of this user up."""
+    proof = prove(identity, call, credential)
+    if proof.user_id != user_id:
+        raise verify_failed()
+    return Accepted(METHOD, proof.steps)
 
 
 def _user_of(call: Call) -> str:
