@@ -287,6 +287,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_LOG_MAX_BYTES", "log_max_bytes", _int(0, 1_099_511_627_776), "67108864",
             "Size at which the log file of `pylonctl start --detach` is rotated; five older files "
             "are kept. 0 means never."),
+    Setting("PYLON_SLOW_QUERY_S", "slow_query_s", _float(0.001, 3600), "0.25",
+            "A read of rows that takes longer is counted as slow, and logged without its values "
+            "(query.slow)."),
 )
 # Names the file that `pylonctl` reads settings from. No setting: it is read before all of them.
 ENV_FILE_NAME: Final = "PYLON_ENV_FILE"

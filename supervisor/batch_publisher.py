@@ -43,7 +43,7 @@ class BatchPublisher:
             self.publish_kept()
             kept = None
         if kept is None:
-            kept = self._kept = batch
+            kept = self._kept = ChangeBatch(batch.prev_seq, batch.events, time.monotonic())
         else:
             kept.events.extend(batch.events)
         if is_large or len(kept.events) >= limits.TURN_EVENTS:

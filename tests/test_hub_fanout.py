@@ -16,9 +16,11 @@ from pylon.auth_context import (
 )
 from pylon.changelog.change import Change, encode_for
 from pylon.clock import ManualClock
+from pylon.metrics import snapshot
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from tests.support.examples import count_examples
 from tests.support.hub_peer import BY_ENTITY, CONTEXTS, EVENT, Peer, event_of, row, ws_hub
+from tests.support.measured import total
 from tests.support.wait import run_greenlets_until
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.hub import Hub
@@ -234,3 +236,26 @@ def test_the_gauge_counts_the_connections_of_all_hubs_of_a_worker() -> None:
     for peer in peers[:2]:
         peer.connection.abort()
     assert metrics.CONNECTIONS._value.get() == before
+
+
+def test_delivery_is_measured_from_the_commit() -> None:
+    clock = ManualClock()
+    hub = ws_hub(clock)
+    peer = Peer(hub, ANONYMOUS)
+    hub.join(peer.connection)
+    sums = [value for (name, value) in _sums() if name.startswith("pylon_sync_delivery")]
+    before = total(metrics.SYNC_DELIVERY)
+    clock.advance(1.0)
+    committed_s = clock.monotonic_s()
+    clock.advance(0.5)
+    hub.publish([Change(event_of(1, "Public", None, (None, True)))], committed_s)
+    hub.publish([Change(event_of(2, "Public", None, (None, True)))])  # of the log: it may be old
+    assert total(metrics.SYNC_DELIVERY) == before + 1
+    (after,) = [value for (name, value) in _sums() if name.startswith("pylon_sync_delivery")]
+    assert after == pytest.approx(sum(sums) + 0.5)
+    peer.connection.abort()
+
+
+def _sums() -> list[tuple[str, float]]:
+    return [(sample.name, sample.value) for family in snapshot() for sample in family.samples
+            if sample.name.endswith("_sum")]

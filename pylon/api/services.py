@@ -23,6 +23,7 @@ from pylon.admission import Admission
 from pylon.api.admin.readiness import Readiness
 from pylon.api.data.conflicts import ConflictWatch
 from pylon.api.data.query_cache import QueryCache
+from pylon.api.data.query_watch import QueryWatch
 from pylon.api.http.compression import Compression
 from pylon.api.http.request_rates import RequestRates
 from pylon.api.sync.hints import HintPublisher
@@ -177,6 +178,10 @@ class DataServices:
     query_cache: QueryCache[bytes] = field(default_factory=QueryCache)
     turns: RoundRobin = field(default_factory=RoundRobin)
     conflicts: ConflictWatch = field(default_factory=ConflictWatch)
+    queries: QueryWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.queries = QueryWatch(self.app.clock, self.app.config.slow_query_s)
 
     def connect(self, connections: Connections) -> None:
         self.store = connections.store

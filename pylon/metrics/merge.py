@@ -15,7 +15,10 @@ from pylon.metrics.wire import Family, Sample
 
 _LabelKey = tuple[tuple[str, str], ...]
 _Sums = dict[tuple[str, _LabelKey], float]  # by sample name and labels
-_SHARED_WITH_SUPERVISOR = ("pylon_bus_messages_total", "pylon_bus_messages_dropped_total")
+_SHARED_WITH_SUPERVISOR = (
+    "pylon_bus_messages_total", "pylon_bus_messages_dropped_total", "pylon_policy_lookups_total",
+    "pylon_policy_lookup_seconds_total",
+)
 
 
 class Heartbeat(Protocol):

@@ -41,11 +41,14 @@ class ChangeBatch(msgspec.Struct, frozen=True, array_like=True):
     """The changes of one commit.
 
     `prev_seq` is the head before it. A subscriber with another head has a gap, and reads it from
-    the change log. Seqs may have gaps between them.
+    the change log. Seqs may have gaps between them. `committed_s` is the time on the monotonic
+    clock of the machine, which all processes of a node share, at which the node knew of the first
+    change; 0 if that is not known.
     """
 
     prev_seq: int
     events: list[ChangeEvent]
+    committed_s: float = 0.0
 
 
 def kind_of(prev_data: bytes | None, data: bytes | None) -> Kind:

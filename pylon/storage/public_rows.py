@@ -105,7 +105,7 @@ class PublicRows:
         """Return a batch whose images lack the hidden fields."""
         if not any(event.entity in self._keys for event in batch.events):
             return batch
-        return ChangeBatch(batch.prev_seq, self.events(batch.events))
+        return ChangeBatch(batch.prev_seq, self.events(batch.events), batch.committed_s)
 
     def _concerns(self, node: GraphNode) -> bool:
         return node.entity.name in self._keys or any(

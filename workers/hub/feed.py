@@ -162,14 +162,16 @@ class Feed:
         """Publish batches as one, after the events that are missing before them."""
         with self._lock:
             changes: list[Change] = []
+            committed_s = 0.0  # of the first of `changes`
             for batch in batches:
                 if batch.prev_seq > self.tail.last_seq:
-                    self._hub.publish(changes)
-                    changes = []
+                    self._hub.publish(changes, committed_s)
+                    changes, committed_s = [], 0.0
                     self._catch_up()
+                committed_s = committed_s or batch.committed_s
                 # Seqs that no event has may lie between the log's end and the batch.
                 changes += self.tail.append(ChangeBatch(self.tail.last_seq, batch.events))
-            self._hub.publish(changes)
+            self._hub.publish(changes, committed_s)
 
     def check_head(self) -> None:
         """Publish events of the log that the bus did not bring."""

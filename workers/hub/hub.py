@@ -287,15 +287,19 @@ class Hub:
         """Count everything up to `head` as published: nobody joined before."""
         self._head = max(self._head, head)
 
-    def publish(self, changes: Sequence[Change]) -> None:
-        """Deliver changes in seq order to all connections that joined and may see them."""
+    def publish(self, changes: Sequence[Change], committed_s: float = 0.0) -> None:
+        """Deliver changes in seq order to all connections that joined and may see them.
+
+        Args:
+            committed_s: when the first of them was committed (`ChangeBatch`); 0 if unknown.
+        """
         if not changes:
             return
         started_s = self._clock.monotonic_s()
         if self.memberships:
             self._remove_concerned(changes)
         if self._groups or self._ahead:
-            self._deliver(changes)
+            self._deliver(changes, committed_s)
         self._head = max(self._head, changes[-1].seq)
         if self._ahead:
             self._join_those_caught_up()
@@ -323,12 +327,15 @@ class Hub:
             self._leave(connection)
             self._send_behind(connection, cursor)
 
-    def _deliver(self, changes: Sequence[Change]) -> None:
+    def _deliver(self, changes: Sequence[Change], committed_s: float) -> None:
         started_s = self._clock.monotonic_s()
         for connection in list(self._ahead):
             self.fan_out.send_to(connection, changes)
         metrics.MESSAGES_SENT.inc(self.fan_out.send_to_groups(changes))
-        metrics.SYNC_DELIVERY.observe(self._clock.monotonic_s() - started_s)
+        now_s = self._clock.monotonic_s()
+        metrics.FAN_OUT.observe(now_s - started_s)
+        if committed_s:
+            metrics.SYNC_DELIVERY.observe(max(0.0, now_s - committed_s))
 
     def _join_those_caught_up(self) -> None:
         for connection in [c for c in self._ahead if c.last_seq <= self._head]:

@@ -9,5 +9,6 @@
     access        what a caller may read;  conflicts  limits what refusals reveal
     changes       makes the writer's op of an insert, update or delete
     query_cache   results that stay valid until the next commit
+    query_watch   what reads cost, and which are slow
     bodies        the types of request bodies
 """

@@ -21,6 +21,7 @@ from pylon.manifest.model import Entity
 from pylon.query.aggregate import parse_aggregate
 from pylon.query.conditions import and_, equal
 from pylon.query.predicate import TRUE, Predicate
+from pylon.query.shape_text import describe
 from pylon.values import decode_query
 
 TENANT_FIELD: Final = "orgId"
@@ -40,7 +41,10 @@ class EntityAggregate:
         body = decode_raw(req, services.requests, read_body(req), decode_query)
         aggregate = parse_aggregate(named, body, allowed)
         rows = services.store.scan(
-            lambda reader: reader.aggregate(named.name, aggregate),
+            services.queries.timed(
+                "aggregate", named.name, lambda: describe(aggregate.where),
+                lambda reader: reader.aggregate(named.name, aggregate),
+            ),
             caller=subject_of(req, services.requests),
         )
         send_json(resp, {"rows": rows})

@@ -31,6 +31,7 @@ from pylon.errors import InvalidQuery, LimitExceeded, NotFound
 from pylon.manifest.model import Entity
 from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
+from pylon.query.shape_text import describe
 from pylon.storage.interface import Reader
 from pylon.storage.ops import WriteReply
 from pylon.values import INT_MAX
@@ -66,7 +67,10 @@ class EntityList:
 
         def read() -> bytes:
             count, rows, total = services.store.scan(
-                lambda reader: _read_list(reader, named.name, query, with_total),
+                services.queries.timed(
+                    "list", named.name, lambda: f"policy({describe(where)})",
+                    lambda reader: _read_list(reader, named.name, query, with_total),
+                ),
                 caller=subject_of(req, services.requests),
             )
             return b'{"count":%d,"data":%b,"limit":%b,"offset":%d%b}' % (
@@ -108,7 +112,10 @@ class EntityList:
 
         def read() -> bytes:
             _, rows, total = services.store.scan(
-                lambda reader: _read_list(reader, entity.name, query, with_total=True),
+                services.queries.timed(
+                    "list", entity.name, lambda: f"policy({describe(where)})",
+                    lambda reader: _read_list(reader, entity.name, query, with_total=True),
+                ),
                 caller=subject_of(req, services.requests),
             )
             return b'{"data":%b,"page":%d,"per_page":%d,"total":%d}' % (
@@ -162,7 +169,10 @@ class EntityPage:
         limit = min(asked or limits.CURSOR_PAGE_DEFAULT, limits.CURSOR_PAGE_MAX)
         query = Query(where=where, limit=limit + 1, after_id=read_text(req, "after") or None)
         rows, is_cut = services.store.scan(
-            lambda reader: reader.rows_within(named.name, query, limits.LIST_BYTES),
+            services.queries.timed(
+                "page", named.name, lambda: f"policy({describe(where)})",
+                lambda reader: reader.rows_within(named.name, query, limits.LIST_BYTES),
+            ),
             caller=subject_of(req, services.requests),
         )
         page = rows[:limit]

@@ -6,10 +6,13 @@ guard, so that a row which the caller may not read is neither returned, nor coun
 
 from __future__ import annotations
 
+from functools import partial
+
 import falcon
 
 from pylon.api.data.access import entity_named, readable
 from pylon.api.data.query_cache import answer_cached
+from pylon.api.data.query_watch import NO_ENTITY
 from pylon.api.http.body import decode_raw, read_body
 from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.services import DataServices
@@ -19,6 +22,7 @@ from pylon.key_scopes import require_entity
 from pylon.manifest.model import Entity
 from pylon.query.graph import GraphNode, GraphScope, parse_graph
 from pylon.query.predicate import Predicate
+from pylon.query.shape_text import describe
 from pylon.values import decode_query
 
 
@@ -37,7 +41,11 @@ class GraphQuery:
             body = decode_raw(req, services.requests, raw, decode_query)
             nodes = parse_request(services.app, auth, body)
             return services.store.scan(
-                lambda reader: reader.graph(nodes), caller=subject_of(req, services.requests)
+                services.queries.timed(
+                    "graph", nodes[0].entity.name if nodes else NO_ENTITY,
+                    partial(_describe, nodes), lambda reader: reader.graph(nodes),
+                ),
+                caller=subject_of(req, services.requests),
             )
 
         found = answer_cached(services.query_cache, services.store, auth, raw, read)
@@ -65,3 +73,13 @@ def parse_request(app: App, auth: AuthContext, body: object) -> list[GraphNode]:
 
     scope = GraphScope(find_entity, app.manifest.by_name, allowed_of, app.config.list_limit)
     return parse_graph(scope, body)
+
+
+def _describe(nodes: list[GraphNode]) -> str:
+    """Return the shape of a graph: its nodes, with their included nodes."""
+    texts = []
+    for node in nodes:
+        included = _describe([include.node for include in node.includes])
+        shape = describe(node.where, node.order)
+        texts.append(f"{node.entity.name}: {shape}" + (f" ({included})" if included else ""))
+    return "; ".join(texts)

@@ -17,7 +17,9 @@ from pylon.api.http.callers import caller_of, subject_of
 from pylon.api.http.responses import send_text
 from pylon.api.services import DataServices
 from pylon.errors import NotFound
+from pylon.query.conditions import equal, guarded
 from pylon.query.rows import parse_filter
+from pylon.query.shape_text import describe
 from pylon.values import decode_query
 
 _SHOWN_CHARS: Final = 200
@@ -41,7 +43,10 @@ class EntityQuery:
             body = decode_raw(req, services.requests, raw, decode_query)
             query = parse_filter(named, body, self._list_limit, allowed)
             return services.store.scan(
-                lambda reader: reader.page(named.name, query),
+                services.queries.timed(
+                    "query", named.name, lambda: describe(query.where, query.order),
+                    lambda reader: reader.page(named.name, query),
+                ),
                 caller=subject_of(req, services.requests),
             )[1]
 
@@ -65,7 +70,11 @@ class Lookup:
         named = entity_named(services.app, entity, auth, "read")
         allowed = readable(services.app, named, auth)
         row = services.store.scan(
-            lambda reader: reader.lookup(named.name, field, value, allowed),
+            services.queries.timed(
+                "lookup", named.name,
+                lambda: describe(guarded(allowed, equal(field, value))),
+                lambda reader: reader.lookup(named.name, field, value, allowed),
+            ),
             caller=subject_of(req, services.requests),
         )
         if row is None:

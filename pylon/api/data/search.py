@@ -31,6 +31,7 @@ from pylon.query.operands import NUMBERS
 from pylon.query.predicate import Predicate
 from pylon.query.rows import Query
 from pylon.query.search import FacetedSearch, parse_search
+from pylon.query.shape_text import describe
 from pylon.query.words import text_of
 from pylon.storage.interface import Reader
 from pylon.storage.records import FacetCounts
@@ -53,7 +54,11 @@ class EntitySearch:
         body = decode_raw(req, services.requests, read_body(req), decode_query)
         wanted = parse_search(named, _require_search(named), body)
         rows, facet_counts = services.store.scan(
-            lambda reader: _find(reader, named, wanted, allowed), inline=not wanted.has_words,
+            services.queries.timed(
+                "search", named.name, lambda: describe(wanted.rows_of(allowed), wanted.order),
+                lambda reader: _find(reader, named, wanted, allowed),
+            ),
+            inline=not wanted.has_words,
             caller=subject_of(req, services.requests),
         )
         took_ms = round((clock.monotonic_s() - started_s) * 1000)

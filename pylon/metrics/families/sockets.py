@@ -59,7 +59,13 @@ SOCKETS_OVER_BUDGET: Final = Counter(
     ("action",), registry=WORKER,
 )
 SYNC_DELIVERY: Final = Histogram(
-    "pylon_sync_delivery_duration_seconds", "Time from the receipt of a change to its last socket.",
+    "pylon_sync_delivery_duration_seconds",
+    "Time from the commit of a change to its last socket; of the first change of those that a "
+    "worker sent together.", buckets=FAST_S, registry=WORKER,
+)
+FAN_OUT: Final = Histogram(
+    "pylon_fan_out_duration_seconds",
+    "Time that a worker took to send the changes of one turn to its sockets.",
     buckets=FAST_S, registry=WORKER,
 )
 RECOVERIES: Final = Counter(

@@ -6,7 +6,7 @@ from typing import Final
 
 from prometheus_client import Gauge
 
-from pylon.metrics.registries import FAST_S, WORKER
+from pylon.metrics.registries import FAST_S, SUPERVISOR, WORKER
 from pylon.metrics.values import PlainCounter as Counter
 from pylon.metrics.values import PlainHistogram as Histogram
 
@@ -47,6 +47,28 @@ READS_MOVED: Final = Counter(
     "Reads that took too long for the loop and went to the thread pool.",
     registry=WORKER,
 )
+QUERIES: Final = Counter(
+    "pylon_queries_total", "Reads of rows that the store has answered, by entity and kind.",
+    ("entity", "kind"), registry=WORKER,
+)
+QUERY_SECONDS: Final = Counter(
+    "pylon_query_seconds_total",
+    "Time that reads of rows took, policies included and the wait for a connection not.",
+    ("entity", "kind"), registry=WORKER,
+)
+SLOW_QUERIES: Final = Counter(
+    "pylon_slow_queries_total", "Reads of rows that took longer than PYLON_SLOW_QUERY_S.",
+    ("entity", "kind"), registry=WORKER,
+)
+POLICY_LOOKUPS: Final = Counter(
+    "pylon_policy_lookups_total",
+    "Rows that exists(...) of policies looked for one by one, by the entity that they asked.",
+    ("entity",), registry=WORKER,
+)
+POLICY_LOOKUP_SECONDS: Final = Counter(
+    "pylon_policy_lookup_seconds_total", "Time that these look-ups took.", ("entity",),
+    registry=WORKER,
+)
 UNINDEXED_QUERIES: Final = Counter(
     "pylon_unindexed_queries_total",
     "Slow queries of tables above 50,000 rows that no index serves, by the index that would help.",
@@ -72,3 +94,6 @@ EVENT_LOOP_STALL: Final = Gauge(
     "Longest time in the last second that the event loop was held up.",
     registry=WORKER,
 )
+# The writer asks related rows too.
+SUPERVISOR.register(POLICY_LOOKUPS)
+SUPERVISOR.register(POLICY_LOOKUP_SECONDS)

@@ -6,9 +6,12 @@ same batch, transaction or request have changed, too. Called by `rows` and `docu
 
 from __future__ import annotations
 
+from time import monotonic
+
 from pylon.policy.related import CheckValues, ExistsCheck
 from pylon.query.predicate import FALSE
 from pylon.storage.core.transaction import RowTransaction
+from pylon.storage.related import count_lookup
 
 
 class TransactionRelated:
@@ -22,4 +25,9 @@ class TransactionRelated:
     def has_row(self, check: ExistsCheck, values: CheckValues) -> bool:
         """See `pylon.policy.related.RelatedRows`."""
         where = check.predicate(values)
-        return where is not FALSE and self._has_row(check.entity, where)
+        if where is FALSE:
+            return False
+        started_s = monotonic()
+        found = self._has_row(check.entity, where)
+        count_lookup(check.entity, monotonic() - started_s)
+        return found
