@@ -105,6 +105,18 @@ class RateLimited(PylonError):
     headers: tuple[tuple[str, str], ...] = ()  # of the response, beside Retry-After
 
 
+class RequestQuarantined(PylonError):
+    """A request like this one (method, path, query, body and credentials) has ended two server
+    processes while they ran it. The server refuses it for ten minutes and does not run it.
+
+    Remedy: do not repeat it; give the fingerprint to the operator, whose log has it under
+    request.quarantined.
+    """
+
+    code = "REQUEST_QUARANTINED"
+    status = 503
+
+
 class Draining(PylonError):
     """This server is shutting down.
 

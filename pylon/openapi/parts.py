@@ -32,7 +32,7 @@ ROW_ERRORS: Final[tuple[ErrorClass, ...]] = (
 )
 _COMMON: Final[tuple[ErrorClass, ...]] = (
     errors.InternalError, errors.InvalidApiKey, errors.InvalidData, errors.InvalidJwt,
-    errors.UnknownParameter,
+    errors.RequestQuarantined, errors.UnknownParameter,
 )
 _UNSAFE: Final = frozenset({"post", "put", "patch", "delete"})
 

@@ -32,7 +32,7 @@ from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.runtime.gevent_patch import restore_forking
 from workers.boot import configure_log, preloaded_config
-from workers.http import accept_balancer
+from workers.http import accept_balancer, quarantine
 from workers.http.process import HttpProcess
 from workers.http.server import HttpWorker
 
@@ -104,8 +104,10 @@ class BeatingArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     def __init__(self, app: Any, beat: FileBeat, listener: Listener) -> None:
         self._beat = beat
+        self.quarantine = quarantine.Quarantine()
         super().__init__(app)
         accept_balancer.share_counts()
+        quarantine.share_requests()
         self.LISTENERS = [listener]
 
     def spawn_workers(self) -> None:
@@ -141,6 +143,7 @@ class BeatingArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     def murder_workers(self) -> None:
         """Beat, and do what gunicorn does in each turn."""
         self._beat.beat()
+        self.quarantine.expire(time.monotonic())
         super().murder_workers()
 
 
@@ -211,8 +214,11 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
         number = next(n for n in range(1, len(self._numbers) + 2) if n not in self._numbers)
         self._numbers.add(number)
         worker.number = number
+        arbiter.quarantine.prepare(number)
 
     def _release(self, arbiter: Any, worker: Any) -> None:
+        if arbiter.LISTENERS:  # else the arbiter ends its workers
+            arbiter.quarantine.judge(worker.number, worker.pid, time.monotonic())
         self._numbers.discard(worker.number)
 
     # --- In a worker ---------------------------------------------------------------------

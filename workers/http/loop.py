@@ -31,6 +31,7 @@ from workers.http.byte_budget import ByteBudget, Holder
 from workers.http.connection import Connection
 from workers.http.dispatchers import Dispatchers
 from workers.http.drain import drain
+from workers.http.quarantine import RunningRequests
 from workers.http.response import Prefixes
 from workers.net.counts import SharedCounts
 from workers.net.head import RequestError
@@ -64,6 +65,7 @@ class Loop:
         """
         self.app = app
         self.prefixes = Prefixes()
+        self.running = RunningRequests(number)
         self.now_s = time.monotonic()  # the machine's: limits hold whatever the app's clock says
         self.draining = False
         self.hops = hops

@@ -63,6 +63,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             if self.alive and loop.occupied.is_set():
                 self._stopping.wait(_HEARTBEAT_S)
                 loop.sweep()
+        loop.running.drain()
         loop.drain(self.cfg.graceful_timeout, self.notify)
 
     def notify(self) -> None:

@@ -40,7 +40,13 @@ class WsgiResponse:
             Exception: any exception of the app; ValueError for an invalid header.
         """
         environ = request.environ
-        result = loop.app(environ, self._start)
+        slot = loop.running.begin(environ)
+        try:
+            result = loop.app(environ, self._start)
+        except Exception:
+            loop.running.end(slot)
+            raise
+        loop.running.end(slot)  # not after a SystemExit: then this request ends the worker
         prefix = loop.prefixes.encode_for(self._status)
         lines = response.lines(self._headers)
         if type(result) is list and not self._written:

@@ -34,6 +34,7 @@ from pylon.auth.cookies import cookie_value, has_conflict
 from pylon.auth.origin import PREFLIGHT_MAX_AGE_S, SAFE_METHODS, check_body_type
 from pylon.auth.response_headers import api_headers, fixed_headers
 from pylon.auth.tokens import bearer_token
+from pylon.errors import RequestQuarantined
 from pylon.log import get_logger
 
 _log = get_logger("http")
@@ -77,6 +78,12 @@ class RequestMiddleware:
         else:
             prefix = self._services.request_id_prefix
             context.request_id = f"{prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+        if "pylon.quarantined" in env:
+            raise RequestQuarantined(
+                "A request like this one has ended server processes; it is refused for now",
+                hint="Do not repeat it; tell the operator its fingerprint",
+                fingerprint=env["pylon.quarantined"],
+            )
         cookies = env.get("HTTP_COOKIE")
         if cookies is not None and has_conflict(cookies, self._cookie.name):
             for line in self._cookie.cleared_everywhere(env.get("HTTP_HOST"), req.path):

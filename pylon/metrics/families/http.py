@@ -43,6 +43,14 @@ HTTP_WAITING: Final = Gauge(
     "pylon_http_connections_waiting",
     "Connections that wait for a greenlet to answer them.", registry=WORKER,
 )
+QUARANTINED_FINGERPRINTS: Final = Gauge(
+    "pylon_quarantined_fingerprints", "Requests that have killed workers and are refused, as each "
+    "worker knows them.", registry=WORKER,
+)
+QUARANTINED_REQUESTS: Final = Counter(
+    "pylon_quarantined_requests_total", "Requests refused because their like has killed workers.",
+    registry=WORKER,
+)
 HTTP_ABORTED: Final = Counter(
     "pylon_http_connections_aborted_total",
     "HTTP connections ended by a limit, by reason.", ("reason",),
