@@ -62,6 +62,7 @@ class Config:
     sse_workers: int
     shard_workers: int
     identity_workers: int
+    worker_memory_mib: int
     auth_hash_threads: int
     cors_origin: tuple[str, ...]
     csrf_origins: tuple[str, ...]

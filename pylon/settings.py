@@ -136,6 +136,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_IDENTITY_WORKERS", "identity_workers", _int(0, 1), "1",
             "Processes for sign-in, passwords and mail, on each node with the role http. With 0 "
             "those requests answer 503."),
+    Setting("PYLON_WORKER_MEMORY_MIB", "worker_memory_mib", _int(0, 1_048_576), "0",
+            "Private memory, in MiB, above which a worker finishes its requests and is replaced; "
+            "0 means never. Below MemoryMax of the unit, divided by the number of workers."),
     Setting("PYLON_AUTH_HASH_THREADS", "auth_hash_threads", _int(0, 64), "0",
             "Threads of the identity process that hash passwords; 0 means half of the cores. Each "
             "takes 19 MiB while it hashes."),

@@ -93,6 +93,7 @@ class Children:
         self._heartbeats = heartbeats
         self._clock = clock
         self._random = random
+        self._retired: set[int] = set()  # pids that `retire` has sent SIGTERM
         self._aborted_workers: dict[int, float] = {}  # silent gunicorn workers: when aborted
         self.draining = False
         self.on_ended: Callable[[int], None] = _ignore  # called with the pid of each ended child
@@ -243,6 +244,12 @@ class Children:
             elif now_s - aborted_s >= limits.ABORT_GRACE_S:
                 os.kill(beat.pid, signal.SIGKILL)
 
+    def retire(self, pid: int) -> None:
+        """End a worker as a drain does; its successor starts at once. `memory` is the reason."""
+        self._retired.add(pid)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
     def _ended(self, slot: _Slot, pid: int, code: int) -> None:
         slot.pid = None
         self.on_ended(pid)
@@ -256,6 +263,13 @@ class Children:
                  "up_s": round(up_s, 1)}
         if self.draining:
             _log.info("child.ended", **facts)
+            return
+        if pid in self._retired:
+            self._retired.discard(pid)
+            metrics.WORKER_RESTARTS.labels(slot.role, "memory").inc()
+            self.restarts += 1
+            slot.start_at_s = now_s
+            _log.info("child.retired", **facts)
             return
         reason = "silent" if slot.aborted_at_s is not None else "signal" if code < 0 else "exit"
         metrics.WORKER_RESTARTS.labels(slot.role, reason).inc()
@@ -282,6 +296,11 @@ class Children:
             if not has_arbiter or self.draining or not living or beat.pid in living:
                 continue
             self.restarts += 1
+            if beat.pid in self._retired:
+                self._retired.discard(beat.pid)
+                metrics.WORKER_RESTARTS.labels(beat.role, "memory").inc()
+                _log.info("child.retired", child=f"{beat.role}/{beat.worker}", pid=beat.pid)
+                continue
             if not was_silent:  # else counted when it was aborted
                 metrics.WORKER_RESTARTS.labels(beat.role, "died").inc()
             _log.warning("child.died", child=f"{beat.role}/{beat.worker}", pid=beat.pid,

@@ -26,6 +26,7 @@ from supervisor.children import RoleView
 from supervisor.components import Components
 from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
 from supervisor.log_rotation import LogRotation
+from supervisor.memory_guard import MemoryGuard
 
 _log = log.get_logger("supervisor")
 
@@ -56,6 +57,10 @@ class Loop:
         self._started_s = started_s
         self._report_at_s = 0.0
         self._watchdog_at_s = 0.0
+        self._memory_guard = MemoryGuard(
+            parts.children, parts.heartbeats, parts.clock, parts.config.worker_memory_mib,
+            parts.config.drain_s,
+        )
         self._log_rotation = LogRotation(parts.config.db_path, parts.config.log_max_bytes)
         self._announced: tuple[object, ...] | None = None
         self._said_ready = False
@@ -80,6 +85,7 @@ class Loop:
             pass
         self._parts.children.count_dead_workers(self._parts.heartbeats.forget_dead())
         self._parts.children.tick()
+        self._memory_guard.look()
         problem = self._parts.children.problem()
         if problem is not None and self.broken is None:
             self.broken = RuntimeError(problem)

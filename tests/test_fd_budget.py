@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -95,3 +96,46 @@ def template_of(server: PylonServer) -> int:
 
 def server_url(server: PylonServer) -> str:
     return f"ws://127.0.0.1:{server.port + 1}/"
+
+
+def test_http_worker_without_descriptors_serves_those_who_are_in(
+    make_server: Callable[..., PylonServer]
+) -> None:
+    server = make_server(PYLON_HTTP_WORKERS="1").start()
+    old = server.pids("http")[0]
+    resource.prlimit(arbiter_of(server), resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
+    os.kill(old, 9)
+    wait_until("another HTTP worker", lambda: server.pids("http") not in ([], [old]))
+    server.wait_ready()
+    with ExitStack() as stack:
+        def connect() -> socket.socket:
+            return stack.enter_context(
+                socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S))
+
+        body = b'{"n": 1, "sender": "x"}'
+        inside = connect()
+        inside.sendall(
+            b"POST /api/entities/Tick HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Authorization: Bearer {ADMIN_TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body[:5])
+        others = [connect() for _ in range(LIMIT)]  # which send nothing
+        wait_until("it is full", lambda: "accept.paused" in server.log())
+        inside.sendall(body[5:])
+        assert inside.recv(4_096).startswith(b"HTTP/1.1 201 ")
+        for each in others:
+            each.close()
+    wait_until("others are let in", lambda: server.request("GET", "/readyz")[0] == 200)
+
+    def count_pauses() -> float:
+        page = server.request(
+            "GET", "/metrics", token=ADMIN_TOKEN, headers={"Accept": "text/plain"})[1]
+        (pauses,) = re.findall(r'pylon_accept_pauses_total{role="http"} (\S+)', page)
+        return float(pauses)
+
+    wait_until("it is counted", lambda: count_pauses() >= 1)
+
+
+def arbiter_of(server: PylonServer) -> int:
+    """The parent of the HTTP workers."""
+    stat = Path(f"/proc/{server.pids('http')[0]}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[1])

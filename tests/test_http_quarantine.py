@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from pylon import limits
+from tests.support.changed_server import change
 from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 from workers.http import quarantine
 from workers.http.quarantine import Quarantine, RunningRequests
 
-# Runs pylonctl with one change: a body with this word ends the worker that reads it.
+# A body with one of these words ends the worker that reads it.
 POISONED = """
-import importlib.abc, importlib.util, ctypes, os, signal, sys
-
-class Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "pylon.api.http.middleware":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
-        def exec_module(module):
-            run(module)
-            before = module.RequestMiddleware.process_resource
-            def process_resource(self, req, *rest):
-                body = req.env["pylon.body"] or b""
-                if b"POISON-SEGV" in body:
-                    ctypes.string_at(0)
-                if b"POISON-ABRT" in body:
-                    os.kill(os.getpid(), signal.SIGABRT)  # as to a worker that hangs
-                    while True:
-                        pass
-                return before(self, req, *rest)
-            module.RequestMiddleware.process_resource = process_resource
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Finder())
-from pylon.cli.main import main
-main()
+import ctypes, os, signal
+before = module.RequestMiddleware.process_resource
+def process_resource(self, req, *rest):
+    body = req.env["pylon.body"] or b""
+    if b"POISON-SEGV" in body:
+        ctypes.string_at(0)
+    if b"POISON-ABRT" in body:
+        os.kill(os.getpid(), signal.SIGABRT)  # as to a worker that hangs
+        while True:
+            pass
+    return before(self, req, *rest)
+module.RequestMiddleware.process_resource = process_resource
 """
 
 
@@ -175,7 +159,7 @@ def test_server_refuses_a_poisoned_request_after_two_deaths(
     make_server: Callable[..., PylonServer], word: str
 ) -> None:
     server = make_server(PYLON_HTTP_WORKERS="2")
-    server.command = [sys.executable, "-c", POISONED, "start"]
+    server.command = change("pylon.api.http.middleware", POISONED)
     server.start()
 
     def post(sender: str) -> tuple[int, Any]:

@@ -7,7 +7,8 @@ the reserve, the listeners pause: clients wait in the kernel's backlog or reach 
 Every `_PAUSE_S` seconds the listeners look for a free descriptor, and resume when there is one.
 
 Invariants: nothing here blocks; closed listeners never resume. Bound: the reserve stays free. Log
-event: accept.paused, once a minute. Called by `workers.http.accepting` and `workers.hub.acceptor`.
+event: accept.paused, once a minute. Metric: pylon_accept_pauses_total. Called by
+`workers.http.accepting` and `workers.hub.acceptor`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Final
 import gevent
 from gevent.hub import get_hub
 
+from pylon import metrics
 from pylon.runtime import raw_socket
 from pylon.runtime.fd_budget import OUT_OF_RESOURCES, FdBudget
 from pylon.runtime.raw_socket import RawSocket
@@ -115,6 +117,7 @@ class Listeners:
         self.pause()
         if not self.is_exhausted:
             self.is_exhausted = True
+            metrics.ACCEPT_PAUSES.inc()
             gevent.spawn_later(_PAUSE_S, self._look_for_descriptor)
 
     def _look_for_descriptor(self) -> None:

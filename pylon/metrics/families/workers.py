@@ -89,6 +89,10 @@ STREAMED_WAITING: Final = Gauge(
     "Responses of many pages that wait for the turn of their next page.",
     registry=WORKER,
 )
+ACCEPT_PAUSES: Final = Counter(
+    "pylon_accept_pauses_total",
+    "Times that a worker stopped accepting because it was out of descriptors.", registry=WORKER,
+)
 EVENT_LOOP_STALL: Final = Gauge(
     "pylon_event_loop_stall_seconds",
     "Longest time in the last second that the event loop was held up.",
