@@ -21,6 +21,7 @@ from pylon.foreign_settings import find_foreign, judge_foreign
 from pylon.provider_settings import ProviderSettings, is_provider_setting, read_providers
 from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.setting_checks import refuse_unsafe as refuse_unsafe
+from pylon.setting_values import KeepRules
 from pylon.settings import ENV_FILE_NAME, INTERNAL_NAMES, SETTINGS, Setting
 
 _BY_ENV: Final = {s.env: s for s in SETTINGS}
@@ -47,6 +48,12 @@ class Config:
     database_poll_s: float
     in_memory: bool
     durability: str
+    backup_url: str | None
+    backup_interval_s: float
+    backup_snapshot_hours: int
+    backup_keep: KeepRules
+    backup_recipients: tuple[str, ...]
+    backup_hook: str | None = field(repr=False)
     seed: str | None
     bind: str
     port: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -54,6 +55,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     yield from _mail_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
+    yield from _backup_problems(config)
     for role, entry in PORT_BY_ROLE.items():
         port = config.port_of(role)
         if config.workers_of(role) and port > _LAST_PORT:
@@ -62,6 +64,40 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         yield f"PYLON_APP is {config.app!r}, which is not a file"
     if config.static_dir is not None:
         yield from _static_dir_problems(config, Path(config.static_dir))
+
+
+def _backup_problems(config: Config) -> Iterator[str]:
+    url = config.backup_url
+    if url is None:
+        return
+    if config.database_url is not None:
+        yield (
+            "PYLON_BACKUP_URL is set with DATABASE_URL: it ships the log of SQLite; PostgreSQL "
+            "archives its own (docs/postgres-backup.md); unset one of them"
+        )
+    if config.in_memory:
+        yield "PYLON_BACKUP_URL is set with PYLON_IN_MEMORY: unset one of them"
+    if url.startswith("s3://") and find_spec("obstore") is None:
+        yield (
+            "PYLON_BACKUP_URL names a bucket, and obstore is not installed: "
+            "pip install 'pylon-server[s3]'"
+        )
+    for recipient in config.backup_recipients:
+        if not _is_recipient(recipient):
+            yield (
+                f"PYLON_BACKUP_RECIPIENTS has {recipient[:20]!r}, which is no age recipient: "
+                "age-keygen prints one (age1…)"
+            )
+
+
+def _is_recipient(text: str) -> bool:
+    import pyrage
+
+    try:
+        pyrage.x25519.Recipient.from_str(text)
+    except pyrage.RecipientError:
+        return False
+    return True
 
 
 def _secret_key_problems(config: Config) -> Iterator[str]:

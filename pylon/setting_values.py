@@ -16,6 +16,7 @@ import base64
 import ipaddress
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import parseaddr
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
@@ -25,6 +26,7 @@ from pylon.roles import CHOSEN_ROLES
 Parser = Callable[[str], Any]
 
 _COLOUR: Final = re.compile(r"#[0-9a-fA-F]{6}")
+_KEPT_MAX: Final = 10_000
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also accepts 1_000 and non-ASCII digits
 _NUMBER: Final = re.compile(
     r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?"
@@ -246,6 +248,46 @@ def smtp_url(raw: str) -> str:
         raise ValueError(
             "expected a user and a password, or neither; signs in them are percent-encoded"
         )
+    return raw
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRules:
+    """What the archive of backups keeps: every moment of the last `days`, and snapshots of so many
+    days, weeks and months before."""
+
+    days: int = 7
+    daily: int = 14
+    weekly: int = 8
+    monthly: int = 12
+
+
+def keep_rules(raw: str) -> KeepRules:
+    """Return the rules of a comma list as `days=7,daily=14,weekly=8,monthly=12`."""
+    found: dict[str, int] = {}
+    for part in raw.split(","):
+        name, _, count = part.strip().partition("=")
+        if name not in KeepRules.__slots__ or name in found or not _WHOLE.fullmatch(count):
+            raise ValueError("expected days=7,daily=14,weekly=8,monthly=12; each at most once")
+        found[name] = int(count)
+        if not (name == "days") <= found[name] <= _KEPT_MAX:
+            raise ValueError(f"expected numbers up to {_KEPT_MAX}, and days of 1 or more")
+    return KeepRules(**{name: found.get(name, 0) for name in KeepRules.__slots__} | {
+        "days": found.get("days", 1)
+    })
+
+
+def archive_url(raw: str) -> str:
+    """Return the URL of an archive of backups: `file:///folder` or `s3://bucket/prefix`."""
+    parts = urlsplit(text(raw))
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(
+            "expected no user, query or #fragment: the credentials of a bucket are in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    is_folder = parts.scheme == "file" and not parts.netloc and len(parts.path) > 1
+    if not is_folder and not (parts.scheme == "s3" and parts.netloc):
+        raise ValueError("expected file:///folder (three slashes) or s3://bucket/prefix")
     return raw
 
 

@@ -18,11 +18,13 @@ from pylon.roles import CHOSEN_ROLES
 from pylon.setting_values import (
     Parser,
     address,
+    archive_url,
     cluster_url,
     colour,
     cookie_domain,
     cookie_name,
     db_path,
+    keep_rules,
     mailbox,
     node_name,
     origins,
@@ -101,6 +103,24 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Keep the database in memory and forget it at exit (tests)."),
     Setting("PYLON_DURABILITY", "durability", _choice("normal", "full"), "normal",
             "normal: survives the death of every process; full: also loss of power."),
+    Setting("PYLON_BACKUP_URL", "backup_url", archive_url, None,
+            "Where the server backs up continuously: file:///folder or s3://bucket/prefix "
+            "(docs/operations/backup.md). SQLite only."),
+    Setting("PYLON_BACKUP_INTERVAL_S", "backup_interval_s", _float(0.1, 3600), "5",
+            "How often the server captures what was committed, for PYLON_BACKUP_URL."),
+    Setting("PYLON_BACKUP_SNAPSHOT_HOURS", "backup_snapshot_hours", _int(1, 8_760), "24",
+            "Hours between two whole copies in PYLON_BACKUP_URL. A restore replays what was "
+            "committed after one."),
+    Setting("PYLON_BACKUP_KEEP", "backup_keep", keep_rules,
+            "days=7,daily=14,weekly=8,monthly=12",
+            "What PYLON_BACKUP_URL keeps: every moment of the last days, and a copy for each of so "
+            "many days, weeks and months."),
+    Setting("PYLON_BACKUP_RECIPIENTS", "backup_recipients", words, "",
+            "Comma list of age recipients (age1…): what goes to PYLON_BACKUP_URL is encrypted for "
+            "them. The server cannot read it back."),
+    Setting("PYLON_BACKUP_HOOK", "backup_hook", _text, None,
+            "A command, or a URL for a POST, that is told when a backup fails and when it works "
+            "again.", secret=True),
     Setting("PYLON_SEED", "seed", _text, None,
             "A JSON file {Entity: [rows]} that is inserted once, into an empty database."),
     Setting("PYLON_BIND", "bind", address, "0.0.0.0",  # nosec B104 # a server; dev: loopback

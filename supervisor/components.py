@@ -10,6 +10,7 @@ from pylon.changelog.marks import HeadMarks
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.storage.backend import Backend
+from pylon.storage.backups import LogCapture
 from pylon.storage.interface import WriteEngine
 from supervisor.backups import Backups
 from supervisor.children import Children
@@ -22,6 +23,7 @@ from supervisor.notify import Notifier
 from supervisor.pending_schema import PendingSchema
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
+from supervisor.shipper import Shipper
 from supervisor.sockets import Listeners
 from supervisor.writer import Writer
 
@@ -43,6 +45,8 @@ class Components:
     nodes: Nodes | None  # None: no other node can share the store
     flusher: Flusher
     disk_guard: DiskGuard
+    capture: LogCapture | None  # None: no continuous backup
+    shipper: Shipper | None
     pending: PendingSchema
     heartbeats: Heartbeats
     rooms: RoomsThread

@@ -7,7 +7,8 @@ The steps, in this order:
 2. No worker accepts new connections.
 3. The HTTP workers end, then the shards and identity workers, then the ws and sse workers.
 4. The rooms and the writer end, which have no clients by then.
-5. A running backup ends, and the flusher flushes the WAL of a database that is a file.
+5. A running backup ends, and the flusher flushes the WAL of a database that is a file. The shipper
+   uploads the rest of a continuous backup.
 
 `DrainProgress` gives each step to control clients and the log.
 
@@ -148,7 +149,10 @@ class Drain:
             parts.relay.stop()
         self._publish_step("writer stopped", head_seq=parts.head)
         self._end_backup()
+        if parts.shipper is not None:  # it may be reading the database for a snapshot
+            parts.shipper.stop()
         self._flush()
+        self._finish_shipping()
 
     def _end_backup(self) -> None:
         """Cancel a backup that still reads the database, and wait until it has closed the file."""
@@ -194,6 +198,15 @@ class Drain:
             self._publish_step("flushed", wal_truncated=flushed)
         else:
             self._publish_step("database closed")
+
+    def _finish_shipping(self) -> None:
+        """Upload what the last checkpoint has captured. What still waits, the next start uploads:
+        it does not make the drain incomplete."""
+        parts = self._parts
+        if parts.capture is None or parts.shipper is None:
+            return
+        parts.capture.close()
+        self._publish_step("backup shipped", waiting=parts.shipper.finish())
 
     def _hurried(self) -> bool:
         return self._loop.cut_short or self._now_s() >= self._deadline_s

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import pylon
 from pylon import log
-from pylon.auth.secret_key import settle_keys
+from pylon.auth.secret_key import key_file_of, settle_keys
 from pylon.auth.session_life import session_life
 from pylon.bus.runtime import Runtime, make_runtime_dir
 from pylon.bus.signals import PlainSignalSender, SignalProxy
@@ -42,6 +42,7 @@ from pylon.runtime.boot_id import read_boot_id
 from pylon.runtime.interpreter import freeze
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.backend import Backend
+from pylon.storage.backups import LogCapture
 from pylon.storage.factory import open_store
 from pylon.storage.nodes import NodeFacts
 from pylon.storage.public_rows import PublicRows
@@ -68,6 +69,7 @@ from supervisor.notify import Notifier
 from supervisor.pending_schema import PendingSchema
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
+from supervisor.shipper import Shipper, ShippingPlan
 from supervisor.sockets import Listeners, open_listeners, port_warnings
 from supervisor.template import Template, start_template
 from supervisor.writer import Writer
@@ -202,6 +204,11 @@ def _assemble(
         events.put(Broken(error))
 
     threading.excepthook = log.thread_hook(broken)
+    capture = None
+    if config.backup_url is not None:
+        capture = store.capture_log(clock, SystemRandom(), config.backup_interval_s)
+    if capture is not None:
+        stack.callback(capture.close)
     engine = store.open_writer(manifest, rules, clock)
     stack.callback(engine.close)
     keys, run_key = settle_keys(config, store, SystemRandom())
@@ -245,6 +252,10 @@ def _assemble(
     )
     flusher.start()
     stack.callback(flusher.stop)
+    shipper = _make_shipper(config, capture, runtime, clock)
+    if shipper is not None:
+        shipper.start()
+        stack.callback(shipper.stop)
     proxy = SignalProxy(runtime)
     proxy.start()
     stack.callback(proxy.stop)
@@ -288,7 +299,8 @@ def _assemble(
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
         events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
-        nodes=nodes, flusher=flusher, disk_guard=disk_guard, pending=pending,
+        nodes=nodes, flusher=flusher, disk_guard=disk_guard, pending=pending, capture=capture,
+        shipper=shipper,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.data_path, engine.maintenance.sizes, runtime.manifest, clock),
         signals=signals, notifier=Notifier(environ, pid),
@@ -330,6 +342,20 @@ def _carry_hints(
         )
     finally:
         reader.close()
+
+
+def _make_shipper(
+    config: Config, capture: LogCapture | None, runtime: Runtime, clock: Clock
+) -> Shipper | None:
+    if capture is None or config.backup_url is None:
+        return None
+    plan = ShippingPlan(
+        url=config.backup_url, snapshot_hours=config.backup_snapshot_hours,
+        keep=config.backup_keep, recipients=config.backup_recipients, hook=config.backup_hook,
+        manifest=runtime.manifest,
+        key_file=key_file_of(config) if config.secret_key_file is None else None,
+    )
+    return Shipper(capture, plan, clock, SystemRandom())
 
 
 def _join_nodes(

@@ -31,6 +31,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.setting_checks", "pylon.settings", "pylon.provider_settings", "pylon.config",
         "pylon.data_dir", "pylon.data_dir_lock",
     ),
+    # Where backups go, and the log that they ship.
+    ("pylon.archive", "pylon.storage.shipping"),
     # The declarations of an app, and the queries of its rows.
     ("pylon.manifest", "pylon.values", "pylon.schema", "pylon.query", "pylon.policy"),
     ("pylon.manifest_loader", "pylon.catalogue"),

@@ -64,6 +64,7 @@ from pylon.errors.identity import (
     UpgradeFailed,
 )
 from pylon.errors.operation import (
+    ArchiveUnavailable,
     BackupInvalid,
     BackupRefused,
     MigrationFailed,
@@ -209,6 +210,7 @@ __all__ = [
     "AlreadyLinked",
     "AlreadyMember",
     "ApiKeyAuthForbidden",
+    "ArchiveUnavailable",
     "AuthRequired",
     "BackupInvalid",
     "BackupRefused",

@@ -81,6 +81,18 @@ class BackupRefused(PylonError):
     status = 409
 
 
+class ArchiveUnavailable(PylonError):
+    """The folder or the bucket of the backups does not answer, or refuses.
+
+    Remedy: the message has its reason. Mount the folder, or check the bucket, its credentials and
+    the network; the server ships what has gathered as soon as the place answers.
+    """
+
+    code = "ARCHIVE_UNAVAILABLE"
+    status = 503
+    retryable = True
+
+
 class MigrationRefused(PylonError):
     """Data cannot be moved to another store as they are; `problems` has a line for each reason.
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from pylon.clock import Clock, RandomSource
 from pylon.manifest.model import Manifest
 from pylon.policy.rules import RuleSet
-from pylon.storage.backups import BackupManager
+from pylon.storage.backups import BackupManager, LogCapture
 from pylon.storage.events import ChangeBatch
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.nodes import NodeFacts, NodeLink
@@ -160,6 +160,16 @@ class Backend(Protocol):
         Raises:
             SchemaRefused: the schema cannot be reached by additive steps.
             StartRefused: the store cannot be opened or written. StartDelayed: it may work later.
+        """
+
+    def capture_log(
+        self, clock: Clock, random: RandomSource, interval_s: float
+    ) -> LogCapture | None:
+        """Copy the log for a continuous backup, from the next `open_writer` on; None: the store has
+        means of its own (docs/postgres-backup.md).
+
+        Args:
+            interval_s: between two rounds (PYLON_BACKUP_INTERVAL_S).
         """
 
     def open_reader(self, manifest: Manifest) -> Reader:

@@ -8,12 +8,16 @@ Called by `pylonctl backup`, `restore` and `schema apply`, and by the supervisor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+
+from pylon.storage.shipping.names import SnapshotName
+from pylon.storage.shipping.segment import Segment
+from pylon.storage.shipping.spool import Spool, SpoolState
 
 Progress = Callable[[int, int], None]  # pages remaining, pages in all
 
@@ -73,6 +77,15 @@ class RestoreReport:
         return {"ok": True, "db": True, "restored_files": 0, **asdict(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotReport:
+    """A bundle at a place of a continuous backup."""
+
+    generation: str
+    name: SnapshotName
+    bundle: BackupReport
+
+
 class BackupRecord(msgspec.Struct, frozen=True):
     """Time, target and size of the last good backup."""
 
@@ -81,6 +94,37 @@ class BackupRecord(msgspec.Struct, frozen=True):
     target: str
     seq: int
     size_bytes: int
+
+
+class LogCapture(Protocol):
+    """Copies the log of a store for a continuous backup (`pylon.storage.shipping`)."""
+
+    spool: Spool
+
+    @property
+    def complete_s(self) -> float:
+        """Return the monotonic time at which the spool or the archive had all commits."""
+
+    @property
+    def state(self) -> SpoolState:
+        """Return where the capture stands."""
+
+    def begin_generation(self, why: str) -> None:
+        """End the chain of segments, and begin another one, which needs a snapshot."""
+
+    def snapshot(
+        self, target: Path, manifest: Path | None, key_file: Path | None,
+        on_progress: Progress | None = None,
+    ) -> SnapshotReport:
+        """Write a bundle of this moment to the folder `target`, which must be missing or empty.
+
+        Raises:
+            BackupInvalid: the copy does not pass the check, or the chain has ended.
+            PylonError, OSError: nothing half made stays.
+        """
+
+    def close(self) -> None:
+        """End, after the store has been closed."""
 
 
 class BackupManager(Protocol):
@@ -119,6 +163,22 @@ class BackupManager(Protocol):
         Raises:
             BackupInvalid: says which file, and what is wrong with it.
             BackupRefused: it cannot be checked here; the text says what is missing.
+        """
+
+    def replay(
+        self, snapshot: Path, segments: Iterable[Segment], last_frame: int, target: Path
+    ) -> BackupReport:
+        """Write a bundle of a later commit than that of the bundle `snapshot`, whose data file is
+        used up.
+
+        Args:
+            segments: of a continuous backup, without a gap; `last_frame`: in the last one, where
+                the commit ends.
+
+        Raises:
+            BackupInvalid: the segments do not fit, or the result is damaged.
+            BackupRefused: the store has no continuous backup.
+            OSError: the disk refused.
         """
 
     def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:

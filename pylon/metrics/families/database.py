@@ -91,3 +91,37 @@ BACKUPS: Final = Counter(
     "pylon_backups_total", "Backups of the running server, by result.", ("result",),
     registry=SUPERVISOR,
 )
+SHIPPING_LAG: Final = Gauge(
+    "pylon_backup_lag_seconds",
+    "Age of the oldest commit that the archive of the continuous backup lacks; 0: it has all.",
+    registry=SUPERVISOR,
+)
+SHIPPING_LAST_SUCCESS: Final = Gauge(
+    "pylon_backup_shipped_timestamp_seconds",
+    "Unix time when the archive of the continuous backup last had everything.",
+    registry=SUPERVISOR,
+)
+SHIPPING_SNAPSHOT: Final = Gauge(
+    "pylon_backup_snapshot_timestamp_seconds",
+    "Unix time of the newest snapshot of the continuous backup.", registry=SUPERVISOR,
+)
+SHIPPING_SPOOL_BYTES: Final = Gauge(
+    "pylon_backup_spool_size_bytes", "Size of the segments that wait for their upload.",
+    registry=SUPERVISOR,
+)
+SHIPPING_CAPTURED_BYTES: Final = Counter(
+    "pylon_backup_captured_bytes_total", "Bytes of the WAL that were captured, not compressed.",
+    registry=SUPERVISOR,
+)
+SHIPPING_SENT_BYTES: Final = Counter(
+    "pylon_backup_shipped_bytes_total", "Bytes of segments and snapshots that were uploaded.",
+    registry=SUPERVISOR,
+)
+SHIPPING_FAILURES: Final = Counter(
+    "pylon_backup_failures_total",
+    "Failures of the continuous backup: capture, upload, snapshot, chain (a new generation had to "
+    "begin), prune, hook.", ("step",), registry=SUPERVISOR,
+)
+SHIPPING_GENERATIONS: Final = Counter(
+    "pylon_backup_generations_total", "Generations that this run has begun.", registry=SUPERVISOR,
+)

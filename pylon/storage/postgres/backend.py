@@ -134,6 +134,9 @@ class PostgresBackend:
         )
         return engine
 
+    def capture_log(self, clock: Clock, random: RandomSource, interval_s: float) -> None:
+        """See `Backend`."""
+
     def open_reader(self, manifest: Manifest) -> Reader:
         """See `Backend`."""
         clock = SystemClock()

@@ -30,6 +30,7 @@ from pylon.storage.backend import Capabilities
 from pylon.storage.interface import Store
 from pylon.storage.nodes import NodeFacts
 from pylon.storage.public_rows import public_store
+from pylon.storage.shipping.spool import Spool, spool_folder
 from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.bare_reads import SqliteBareReads
 from pylon.storage.sqlite.key_probe import read_probe, replace_probe
@@ -40,6 +41,7 @@ from pylon.storage.sqlite.transfer.manager import SqliteTransfer
 # The supervisor loads no gevent, and workers no engine.
 if TYPE_CHECKING:
     from pylon.storage.sqlite.engine import SqliteEngine
+    from pylon.storage.sqlite.shipping.capture import SqliteCapture
 
 _SHARED_MEMORY: Final = Path("/dev/shm")  # nosec B108 # a private folder with a random name
 _MEMORY_PREFIX: Final = "pylon-memory-"
@@ -69,6 +71,7 @@ class SqliteBackend:
         self._durability = durability
         self._row_max_bytes = row_max_bytes
         self._in_memory = in_memory
+        self._capture: SqliteCapture | None = None
         self.schema = SqliteSchema(path, is_new=in_memory)
         self.backups = SqliteBackups(path)
         self.transfer = SqliteTransfer(path)
@@ -101,8 +104,18 @@ class SqliteBackend:
 
         return SqliteEngine.open(
             self.data_path, manifest, rules, clock, self._durability,
-            row_max_bytes=self._row_max_bytes,
+            row_max_bytes=self._row_max_bytes, capture=self._capture,
         )
+
+    def capture_log(
+        self, clock: Clock, random: RandomSource, interval_s: float
+    ) -> SqliteCapture:
+        """See `Backend`."""
+        from pylon.storage.sqlite.shipping.capture import SqliteCapture
+
+        spool = Spool(spool_folder(self.data_path))
+        self._capture = SqliteCapture(self.data_path, spool, clock, random, interval_s)
+        return self._capture
 
     def open_reader(self, manifest: Manifest) -> SqliteReader:
         """See `Backend`."""

@@ -6,7 +6,8 @@ without a reader. Under continuous commits that never happens. So above `limits.
 PASSIVE checkpoints run one after the other until little is left. The last one runs between two
 batches (`turn_lock`), because it takes two fsyncs (about 10 ms: see `file_sync`). Only `flush_all`
 waits for readers; it runs when all writes have ended. The log names a reader that prevents the
-restart of the WAL (`wal.held`).
+restart of the WAL (`wal.held`). With a continuous backup the capture copies the frames first
+(`shipping.capture`), and a checkpoint writes back no frame that it has not copied.
 
 Metrics: pylon_wal_size_bytes, pylon_wal_held_seconds, pylon_checkpoint_duration_seconds. Called by
 `maintenance`, in the flusher's thread.
@@ -15,6 +16,7 @@ Metrics: pylon_wal_size_bytes, pylon_wal_held_seconds, pylon_checkpoint_duration
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +27,7 @@ from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_sync import sync_open_file
+from pylon.storage.sqlite.shipping.capture import SqliteCapture
 from pylon.storage.sqlite.turn_lock import TurnLock
 from pylon.storage.sqlite.wal_readers import find_readers
 
@@ -63,9 +66,17 @@ class Checkpoints:
     """Checkpoints one database. `wal_bytes`: the used part of the WAL; `unwritten_bytes`: the part
     of it that no checkpoint has written back."""
 
-    def __init__(self, conn: apsw.Connection, turns: TurnLock, clock: Clock) -> None:
-        """Args: `conn` is one of `open_upkeep`."""
+    def __init__(
+        self, conn: apsw.Connection, turns: TurnLock, clock: Clock,
+        capture: SqliteCapture | None = None,
+    ) -> None:
+        """
+        Args:
+            conn: one of `open_upkeep`.
+            capture: copies the WAL for a continuous backup, before it begins anew.
+        """
         self._conn = conn
+        self._capture = capture
         self._turns = turns
         self._clock = clock
         self._path = Path(conn.filename)
@@ -84,6 +95,10 @@ class Checkpoints:
             StoreUnavailable: a checkpoint failed.
         """
         self._measure()
+        self._capture_log(
+            is_urgent=self.unwritten_bytes >= limits.WAL_CHECKPOINT_BYTES
+            or self.wal_bytes >= limits.WAL_LIMIT_BYTES
+        )
         now_s = self._clock.monotonic_s()
         aged = now_s - self._flushed_at_s >= limits.WAL_CHECKPOINT_AGE_S
         if self.unwritten_bytes >= (1 if aged else limits.WAL_CHECKPOINT_BYTES):
@@ -105,6 +120,10 @@ class Checkpoints:
         It fails after `_READERS_TIMEOUT_MS` if readers still hold the WAL.
         """
         self._conn.set_busy_timeout(_READERS_TIMEOUT_MS)
+        if self._capture is not None and not self._capture.release():
+            # The next start captures what the WAL still has.
+            _log.warning("capture.incomplete", wal_bytes=self.wal_bytes)
+            return self.checkpoint("passive")
         return self.checkpoint("truncate")
 
     def checkpoint(self, mode: str) -> bool:
@@ -138,12 +157,29 @@ class Checkpoints:
             self._sync_database()
             if not self._catch_up():
                 return False
-            with self._turns.behind(_TURN_S):
-                if self.checkpoint("restart"):
-                    return True
+            self._capture_log(is_urgent=True)
+            if self._restart_in_turn():
+                return True
             if attempt + 1 < _RESTART_ATTEMPTS and self._ending.wait(_RESTART_PAUSE_S):
                 break
         return False
+
+    def _restart_in_turn(self) -> bool:
+        """Let the WAL begin anew while the writer pauses."""
+        capture = self._capture
+        with capture.lock if capture is not None else nullcontext(), self._turns.behind(_TURN_S):
+            if capture is None:
+                return self.checkpoint("restart")
+            if not capture.release():
+                return False
+            try:
+                return self.checkpoint("restart")
+            finally:
+                capture.hold()
+
+    def _capture_log(self, *, is_urgent: bool) -> None:
+        if self._capture is not None:
+            self._capture.capture_if_due(self.wal_bytes, is_urgent=is_urgent)
 
     def _sync_database(self) -> None:
         try:
@@ -161,6 +197,7 @@ class Checkpoints:
         for _ in range(_CATCH_UP_PASSES):
             if self.unwritten_bytes <= _REST_BYTES:
                 return True
+            self._capture_log(is_urgent=True)
             if not self.checkpoint("passive"):
                 return False
         return self.unwritten_bytes <= _REST_BYTES

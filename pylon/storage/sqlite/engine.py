@@ -29,6 +29,7 @@ from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.maintenance import SqliteMaintenance
 from pylon.storage.sqlite.schema.apply import prepare_store
+from pylon.storage.sqlite.shipping.capture import SqliteCapture
 from pylon.storage.sqlite.transaction import SqliteTransaction
 from pylon.storage.sqlite.turn_lock import TurnLock
 
@@ -38,9 +39,10 @@ class SqliteEngine:
 
     def __init__(
         self, conn: apsw.Connection, batches: BatchEngine, turns: TurnLock,
-        maintenance: SqliteMaintenance,
+        maintenance: SqliteMaintenance, capture: SqliteCapture | None = None,
     ) -> None:
         """Used by `open`; the connection is prepared and becomes the engine's own."""
+        self._capture = capture
         self._conn = conn
         self._batches = batches
         self._turns = turns
@@ -56,6 +58,7 @@ class SqliteEngine:
         durability: str,
         boot_id: str | None = None,
         row_max_bytes: int = limits.BODY_BYTES,
+        capture: SqliteCapture | None = None,
     ) -> SqliteEngine:
         """Open the database, bring its schema to the manifest and note the start.
 
@@ -63,6 +66,7 @@ class SqliteEngine:
             durability: `normal` or `full`.
             boot_id: names this boot of the machine; None asks the kernel.
             row_max_bytes: of a row's JSON (PYLON_ROW_MAX_BYTES).
+            capture: copies the WAL for a continuous backup; made before this call.
 
         Raises:
             SchemaRefused: the schema cannot be reached by additive steps.
@@ -80,9 +84,13 @@ class SqliteEngine:
             batches = BatchEngine(transaction, manifest, rules, clock, row_max_bytes, retention)
             turns = TurnLock()
             maintenance = SqliteMaintenance(
-                conn, batches, transaction.maintenance, retention, turns, manifest, clock
+                conn, batches, transaction.maintenance, retention, turns, manifest, clock,
+                capture,
             )
-            return cls(conn, batches, turns, maintenance)
+            if capture is not None:
+                capture.open(conn, turns)
+                capture.commits.settle(batches.head)
+            return cls(conn, batches, turns, maintenance, capture)
         except apsw.Error as error:
             if conn is not None:
                 conn.close()
@@ -112,6 +120,8 @@ class SqliteEngine:
         try:
             return self._batches.apply(requests, large_bytes=large_bytes)
         finally:
+            if self._capture is not None:
+                self._capture.commits.settle(self._batches.head)
             self._turns.release()
 
     def close(self) -> None:

@@ -41,6 +41,7 @@ from pylon.storage.sqlite.file_watch import FileWatch
 from pylon.storage.sqlite.instants import convert_step
 from pylon.storage.sqlite.schema.indexes import put_indexes
 from pylon.storage.sqlite.schema.search import renew
+from pylon.storage.sqlite.shipping.capture import SqliteCapture
 from pylon.storage.sqlite.turn_lock import TurnLock
 from pylon.storage.sqlite.wal_readers import find_readers
 
@@ -56,6 +57,7 @@ class SqliteMaintenance:
     def __init__(
         self, conn: apsw.Connection, batches: BatchEngine, rows: MaintenanceRows,
         retention: Retention, turns: TurnLock, manifest: Manifest, clock: Clock,
+        capture: SqliteCapture | None = None,
     ) -> None:
         self._conn = conn
         self._batches = batches
@@ -64,6 +66,7 @@ class SqliteMaintenance:
         self._turns = turns
         self._manifest = manifest
         self._clock = clock
+        self._capture = capture
         self._path = Path(conn.filename)
         self._file = FileWatch(conn.filename, clock)
         self._upkeep: apsw.Connection | None = None
@@ -133,7 +136,11 @@ class SqliteMaintenance:
 
     def _run(self, step: Callable[[], T], timeout_s: float = limits.WRITE_TIMEOUT_S) -> T:
         with self._turns.behind(timeout_s):
-            return step()
+            try:
+                return step()
+            finally:
+                if self._capture is not None:
+                    self._capture.commits.settle(self._batches.head)
 
     # --- Files and measures ------------------------------------------------------------------
 
@@ -145,7 +152,9 @@ class SqliteMaintenance:
             StoreUnavailable: the database cannot be opened.
         """
         if self._checkpoints is None:
-            self._checkpoints = Checkpoints(self._connect(), self._turns, self._clock)
+            self._checkpoints = Checkpoints(
+                self._connect(), self._turns, self._clock, self._capture
+            )
         return self._checkpoints
 
     def checkpoint(self) -> None:
@@ -200,6 +209,8 @@ class SqliteMaintenance:
 
     def close(self) -> None:
         """Close the connection of checkpoints and measures. Idempotent."""
+        if self._capture is not None:
+            self._capture.disconnect()
         if self._upkeep is not None:
             self._upkeep.close()
 

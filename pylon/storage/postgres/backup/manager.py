@@ -5,14 +5,16 @@ A backup needs no server of Pylon, and hinders none. Made by `pylon.storage.post
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pylon.clock import Clock, SystemClock
+from pylon.errors import BackupRefused
 from pylon.storage.backups import BackupReport, Progress, RestoreReport, VerifyReport
 from pylon.storage.postgres.backup.create import create_backup
 from pylon.storage.postgres.backup.restore import restore_backup
 from pylon.storage.postgres.backup.verify import verify_backup, verify_deeply
+from pylon.storage.shipping.segment import Segment
 
 
 class PostgresBackups:
@@ -38,6 +40,14 @@ class PostgresBackups:
         if deep:
             return verify_deeply(source, self._url, self._clock)
         return verify_backup(source)
+
+    def replay(
+        self, snapshot: Path, segments: Iterable[Segment], last_frame: int, target: Path
+    ) -> BackupReport:
+        """See `BackupManager`."""
+        raise BackupRefused(
+            "PostgreSQL restores to a point in time by its own means: docs/postgres-backup.md"
+        )
 
     def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
         """See `BackupManager`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,17 @@ def check_integrity(conn: apsw.Connection) -> None:
     for (verdict,) in conn.execute("PRAGMA integrity_check(1)"):
         if verdict != "ok":
             raise BackupInvalid(f"the database in the bundle is damaged: {verdict}")
+
+
+def check_copy(path: Path) -> Facts:
+    """Run the integrity check on a database file that no process writes, and return its facts.
+
+    Raises:
+        BackupInvalid: it is damaged.
+    """
+    with open_unchanging(path) as conn:
+        check_integrity(conn)
+        return replace(read_facts(conn), server_version=apsw.sqlite_lib_version())
 
 
 @contextmanager

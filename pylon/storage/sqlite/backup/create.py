@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -62,9 +61,7 @@ def create_backup(
         copy_database(db_path, folder / bundle.DATABASE, on_progress)
         if on_copied is not None:
             on_copied()
-        with bundle.open_unchanging(folder / bundle.DATABASE) as conn:
-            bundle.check_integrity(conn)
-            return replace(bundle.read_facts(conn), server_version=apsw.sqlite_lib_version())
+        return bundle.check_copy(folder / bundle.DATABASE)
 
     return create_bundle(target, manifest_path, clock, copy_data, key_file)
 
@@ -79,12 +76,28 @@ def copy_database(source_path: Path, target_path: Path, on_progress: Progress | 
         source = apsw.Connection(os.fspath(source_path), flags=apsw.SQLITE_OPEN_READONLY)
     except apsw.Error as ex:
         raise BackupInvalid(f"{source_path} cannot be opened: {error_text(ex)}") from None
-    target = apsw.Connection(os.fspath(target_path))
     try:
         source.set_busy_timeout(5_000)
         source.execute("BEGIN")
         # A deferred BEGIN takes its snapshot with the first read.
         source.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        copy_connection(source, target_path, on_progress)
+    except apsw.Error as ex:
+        raise BackupInvalid(f"{source_path} cannot be copied: {error_text(ex)}") from None
+    finally:
+        source.close()
+
+
+def copy_connection(
+    source: apsw.Connection, target_path: Path, on_progress: Progress | None
+) -> None:
+    """Copy the database of a connection with an open read transaction, as that sees it.
+
+    Raises:
+        apsw.Error
+    """
+    target = apsw.Connection(os.fspath(target_path))
+    try:
         with target.backup("main", source, "main") as copy:
             while not copy.done:
                 copy.step(_STEP_PAGES)
@@ -92,8 +105,5 @@ def copy_database(source_path: Path, target_path: Path, on_progress: Progress | 
                     on_progress(copy.remaining, copy.page_count)
         # The copied header says WAL; a bundle has a single plain file.
         target.execute("PRAGMA journal_mode = DELETE").fetchall()
-    except apsw.Error as ex:
-        raise BackupInvalid(f"{source_path} cannot be copied: {error_text(ex)}") from None
     finally:
         target.close()
-        source.close()

@@ -5,15 +5,21 @@ Made by `pylon.storage.sqlite.backend`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pylon.clock import Clock, SystemClock
+from pylon.data_dir import KEY_FILE
 from pylon.errors import BackupRefused
 from pylon.storage.backups import BackupReport, Progress, RestoreReport, VerifyReport
+from pylon.storage.bundle.contents import APP_MANIFEST, Facts
+from pylon.storage.bundle.create import create_bundle
+from pylon.storage.shipping.segment import Segment
+from pylon.storage.sqlite.backup.bundle import DATABASE, check_copy
 from pylon.storage.sqlite.backup.create import create_backup
 from pylon.storage.sqlite.backup.restore import restore_backup
 from pylon.storage.sqlite.backup.verify import verify_backup
+from pylon.storage.sqlite.shipping.replay import replay_segments
 
 
 class SqliteBackups:
@@ -37,6 +43,21 @@ class SqliteBackups:
     def verify(self, source: Path, *, deep: bool = False) -> VerifyReport:
         """See `BackupManager`. SQLite's integrity check reads every row in any case."""
         return verify_backup(source)
+
+    def replay(
+        self, snapshot: Path, segments: Iterable[Segment], last_frame: int, target: Path
+    ) -> BackupReport:
+        """See `BackupManager`."""
+
+        def copy_data(folder: Path) -> Facts:
+            data_file = folder / DATABASE
+            (snapshot / DATABASE).rename(data_file)
+            replay_segments(data_file, segments, last_frame)
+            return check_copy(data_file)
+
+        return create_bundle(
+            target, snapshot / APP_MANIFEST, self._clock, copy_data, snapshot / KEY_FILE
+        )
 
     def restore(self, source: Path, manifest: Path, *, replace: bool = True) -> RestoreReport:
         """See `BackupManager`."""

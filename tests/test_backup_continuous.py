@@ -1,0 +1,332 @@
+"""Continuous backup of SQLite: what is captured, what is restored, and that no gap goes unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from pylon import limits
+from pylon.errors import BackupInvalid, BackupRefused
+from pylon.storage.shipping.catalogue import read_catalogue
+from pylon.storage.shipping.segment import decode_segment
+from pylon.storage.shipping.target import Wish
+from tests.support.shipping import ShippedDatabase
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[ShippedDatabase]:
+    database = ShippedDatabase(tmp_path)
+    database.start()
+    yield database
+    if database.writer is not None:
+        database.crash()
+
+
+def fill(live: ShippedDatabase, commits: int) -> None:
+    for _ in range(commits):
+        live.clock.advance(1)
+        live.commit()
+
+
+def test_every_commit_can_be_restored_by_its_time_and_by_its_seq(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 5)
+    live.capture_now()
+    fill(live, 5)
+    assert live.restart_wal()
+    fill(live, 5)
+    live.capture_now()
+    live.upload()
+    for commit in live.history:
+        made, seq = live.restore(Wish(at_ms=commit.at_ms))
+        assert seq == commit.seq
+        assert made.target.at_ms == commit.at_ms
+        assert live.restore(Wish(at_ms=commit.at_ms + 999))[1] == commit.seq
+        assert live.restore(Wish(seq=commit.seq))[1] == commit.seq
+    assert live.restore(Wish())[1] == 15
+
+
+def test_wal_does_not_begin_anew_before_its_frames_are_captured(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 20)
+    live.checkpoints.checkpoint("passive")
+    fill(live, 20)  # the writer would begin the WAL anew here
+    live.checkpoints.checkpoint("passive")
+    assert not live.checkpoints.checkpoint("restart")
+    fill(live, 1)
+    live.capture_now()
+    live.upload()
+    assert live.restore(Wish())[1] == 41
+    assert live.restore(Wish(seq=17))[1] == 17
+
+
+def test_wal_begins_anew_again_and_again_without_a_new_generation(live: ShippedDatabase) -> None:
+    live.snapshot()
+    for _ in range(6):
+        fill(live, 10)
+        assert live.restart_wal()
+    fill(live, 1)
+    live.capture_now()
+    live.upload()
+    (generation,) = read_catalogue(live.archive)
+    assert {each.name.wal for each in generation.segments} == {1, 2, 3, 4, 5, 6, 7}
+    assert live.restore(Wish(seq=33))[1] == 33
+    assert live.restore(Wish())[1] == 61
+
+
+def test_reader_that_keeps_the_wal_from_beginning_anew_loses_no_frame(
+    live: ShippedDatabase,
+) -> None:
+    live.snapshot()
+    fill(live, 10)
+    reader = apsw.Connection(str(live.path), flags=apsw.SQLITE_OPEN_READONLY)
+    reader.execute("BEGIN; SELECT count(*) FROM a").fetchall()
+    fill(live, 10)
+    assert not live.restart_wal()
+    fill(live, 10)
+    reader.close()
+    fill(live, 10)
+    assert live.restart_wal()
+    fill(live, 10)
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 1
+    assert live.restore(Wish())[1] == 50
+
+
+def test_clean_end_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 10)
+    live.stop()
+    live.start()
+    fill(live, 10)
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 1
+    assert live.restore(Wish(seq=7))[1] == 7
+    assert live.restore(Wish())[1] == 20
+
+
+def test_crash_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 10)
+    live.capture_now()
+    fill(live, 10)
+    live.crash()
+    live.start()
+    fill(live, 1)
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 1
+    assert live.restore(Wish())[1] == 21
+
+
+def test_crash_after_the_wal_began_anew_goes_on_with_the_same_generation(
+    live: ShippedDatabase,
+) -> None:
+    live.snapshot()
+    fill(live, 10)
+    assert live.restart_wal()
+    live.crash()  # the file still has the old life
+    live.start()
+    fill(live, 1)
+    assert live.restart_wal()
+    fill(live, 1)
+    live.crash()  # the file has a new life that the state does not know
+    live.start()
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 1
+    assert live.restore(Wish())[1] == 12
+
+
+@pytest.mark.parametrize("end", ["stop", "crash"])
+def test_write_of_another_program_while_stopped_begins_a_generation(
+    live: ShippedDatabase, end: str
+) -> None:
+    live.snapshot()
+    fill(live, 5)
+    getattr(live, end)()
+    other = apsw.Connection(str(live.path))
+    other.execute("INSERT INTO a VALUES (1000, 0, 'foreign')")
+    other.close()  # empties the WAL
+    live.start()
+    live.snapshot()
+    fill(live, 1)
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 2
+    made, seq = live.restore(Wish())
+    assert seq == 6
+    assert made.target.generation == read_catalogue(live.archive)[1].name
+
+
+def test_state_that_is_lost_begins_a_generation(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 3)
+    live.stop()
+    (live.capture.spool.folder / "state.json").write_bytes(b"{torn")
+    live.start()
+    fill(live, 1)
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 2
+    # Without a snapshot the new generation does not count yet.
+    assert live.restore(Wish())[1] == 3
+
+
+def test_large_transaction_spans_segments(
+    live: ShippedDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SEGMENT_BYTES", 3 * 4096)
+    live.snapshot()
+    fill(live, 2)
+    live.clock.advance(1)
+    live.commit(rows=300)
+    fill(live, 2)
+    live.capture_now()
+    live.upload()
+    (generation,) = read_catalogue(live.archive)
+    assert len(generation.segments) > 8
+    for commit in live.history:
+        assert live.restore(Wish(at_ms=commit.at_ms))[1] == commit.seq
+
+
+def test_missing_segment_is_said_and_passed_over_with_the_flag_only(live: ShippedDatabase) -> None:
+    live.snapshot()
+    for _ in range(4):
+        fill(live, 2)
+        live.capture_now()
+    live.upload()
+    (generation,) = read_catalogue(live.archive)
+    lost = generation.segments[2].name
+    live.archive.delete([generation.segments[2].object.name])
+    assert live.restore(Wish(seq=lost.seq - 3))[1] == lost.seq - 3
+    for wish in (Wish(), Wish(seq=lost.seq), Wish(at_ms=lost.at_ms)):
+        with pytest.raises(BackupInvalid, match="segment 3 of generation .* is missing") as caught:
+            live.restore(wish)
+        assert caught.value.hint is not None
+        made, seq = live.restore(wish, allow_gap=True)
+        assert seq == lost.seq - 2
+        assert f"(seq {seq}) cannot be restored" in made.target.gap
+
+
+def test_snapshot_behind_a_gap_makes_it_harmless(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 2)
+    live.capture_now()
+    fill(live, 2)
+    assert live.restart_wal()
+    fill(live, 2)
+    live.capture_now()
+    live.snapshot()
+    fill(live, 2)
+    live.capture_now()
+    live.upload()
+    (generation,) = read_catalogue(live.archive)
+    live.archive.delete([generation.segments[0].object.name])
+    assert live.restore(Wish())[1] == 8
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "other"])
+def test_damaged_segment_is_found_out(live: ShippedDatabase, damage: str) -> None:
+    live.snapshot()
+    fill(live, 3)
+    live.capture_now()
+    fill(live, 3)
+    live.capture_now()
+    live.upload()
+    first, second = read_catalogue(live.archive)[0].segments[-2:]
+    path = live.folder / "archive" / second.object.name
+    data = path.read_bytes()
+    path.write_bytes({
+        "cut": data[:-100], "changed": data[:200] + b"?" + data[201:], "empty": b"",
+        "other": (live.folder / "archive" / first.object.name).read_bytes(),
+    }[damage])
+    with pytest.raises(BackupInvalid, match="damaged|cut short|renamed"):
+        live.restore(Wish())
+
+
+def test_frames_that_were_changed_before_their_digest_are_found_out_by_sqlite(
+    live: ShippedDatabase,
+) -> None:
+    from pylon.storage.shipping.segment import Segment, encode_segment
+
+    live.snapshot()
+    fill(live, 6)
+    live.capture_now()
+    live.upload()
+    segment = read_catalogue(live.archive)[0].segments[-1]
+    path = live.folder / "archive" / segment.object.name
+    read = decode_segment(path.read_bytes(), "it")
+    frames = bytearray(read.frames)
+    frames[len(frames) // 2] ^= 1
+    path.write_bytes(encode_segment(Segment(read.head, bytes(frames))))
+    with pytest.raises(BackupInvalid, match="SQLite takes"):
+        live.restore(Wish())
+
+
+def test_time_before_the_first_snapshot_is_refused_with_the_oldest_time(
+    live: ShippedDatabase,
+) -> None:
+    with pytest.raises(BackupRefused, match="no complete snapshot"):
+        live.restore(Wish())
+    fill(live, 2)
+    live.snapshot()
+    with pytest.raises(BackupRefused, match=r"its oldest is of 2023-11-14T22:13:22.000Z, seq 2"):
+        live.restore(Wish(at_ms=live.history[0].at_ms))
+
+
+def test_full_spool_ends_the_chain_and_frees_the_wal(
+    live: ShippedDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.snapshot()
+    fill(live, 5)
+    monkeypatch.setattr(limits, "SPOOL_BYTES", 100)
+    live.capture_now()
+    assert "wait for the archive" in live.capture.state.broken
+    fill(live, 5)
+    assert live.restart_wal(), "the capture still holds the WAL"
+    monkeypatch.undo()
+    live.upload()
+    assert live.restore(Wish())[1] == 5
+    live.capture.begin_generation(live.capture.state.broken)
+    live.snapshot()
+    fill(live, 2)
+    live.capture_now()
+    live.upload()
+    assert live.restore(Wish())[1] == 12
+
+
+def test_failing_spool_stops_no_write_and_is_made_up_for(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 5)
+    folder = live.capture.spool.folder
+    hidden = folder.with_name("hidden")
+    folder.rename(hidden)
+    folder.write_bytes(b"no folder")
+    live.capture_now()
+    fill(live, 5)
+    assert not live.restart_wal(), "the WAL began anew although its frames were not captured"
+    folder.unlink()
+    hidden.rename(folder)
+    assert live.restart_wal()
+    live.upload()
+    assert live.restore(Wish())[1] == 10
+
+
+def test_clock_that_is_set_back_keeps_the_order_of_generations(live: ShippedDatabase) -> None:
+    fill(live, 1)
+    live.clock.jump(-3_600)
+    live.capture.begin_generation("a test")
+    live.snapshot()
+    fill(live, 2)
+    live.capture_now()
+    live.upload()
+    names = [each.name for each in read_catalogue(live.archive)]
+    assert names == sorted(names) and len(names) == 2
+    assert names[1] == live.capture.state.generation
+    assert live.restore(Wish())[1] == 3
