@@ -106,7 +106,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_BACKUP_URL", "backup_url", archive_url, None,
             "Where the server backs up continuously: file:///folder or s3://bucket/prefix "
             "(docs/operations/backup.md). SQLite only."),
-    Setting("PYLON_BACKUP_INTERVAL_S", "backup_interval_s", _float(0.1, 3600), "5",
+    Setting("PYLON_BACKUP_INTERVAL_S", "backup_interval_s", _float(1, 3600), "5",
             "How often the server captures what was committed, for PYLON_BACKUP_URL."),
     Setting("PYLON_BACKUP_SNAPSHOT_HOURS", "backup_snapshot_hours", _int(1, 8_760), "24",
             "Hours between two whole copies in PYLON_BACKUP_URL. A restore replays what was "

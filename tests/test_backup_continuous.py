@@ -12,7 +12,7 @@ from pylon import limits
 from pylon.errors import BackupInvalid, BackupRefused
 from pylon.storage.shipping.catalogue import read_catalogue
 from pylon.storage.shipping.segment import decode_segment
-from pylon.storage.shipping.target import Wish
+from pylon.storage.shipping.target import RestorePoint
 from tests.support.shipping import ShippedDatabase
 
 
@@ -41,12 +41,12 @@ def test_every_commit_can_be_restored_by_its_time_and_by_its_seq(live: ShippedDa
     live.capture_now()
     live.upload()
     for commit in live.history:
-        made, seq = live.restore(Wish(at_ms=commit.at_ms))
+        made, seq = live.restore(RestorePoint(at_ms=commit.at_ms))
         assert seq == commit.seq
         assert made.target.at_ms == commit.at_ms
-        assert live.restore(Wish(at_ms=commit.at_ms + 999))[1] == commit.seq
-        assert live.restore(Wish(seq=commit.seq))[1] == commit.seq
-    assert live.restore(Wish())[1] == 15
+        assert live.restore(RestorePoint(at_ms=commit.at_ms + 999))[1] == commit.seq
+        assert live.restore(RestorePoint(seq=commit.seq))[1] == commit.seq
+    assert live.restore(RestorePoint())[1] == 15
 
 
 def test_wal_does_not_begin_anew_before_its_frames_are_captured(live: ShippedDatabase) -> None:
@@ -59,8 +59,8 @@ def test_wal_does_not_begin_anew_before_its_frames_are_captured(live: ShippedDat
     fill(live, 1)
     live.capture_now()
     live.upload()
-    assert live.restore(Wish())[1] == 41
-    assert live.restore(Wish(seq=17))[1] == 17
+    assert live.restore(RestorePoint())[1] == 41
+    assert live.restore(RestorePoint(seq=17))[1] == 17
 
 
 def test_wal_begins_anew_again_and_again_without_a_new_generation(live: ShippedDatabase) -> None:
@@ -73,8 +73,8 @@ def test_wal_begins_anew_again_and_again_without_a_new_generation(live: ShippedD
     live.upload()
     (generation,) = read_catalogue(live.archive)
     assert {each.name.wal for each in generation.segments} == {1, 2, 3, 4, 5, 6, 7}
-    assert live.restore(Wish(seq=33))[1] == 33
-    assert live.restore(Wish())[1] == 61
+    assert live.restore(RestorePoint(seq=33))[1] == 33
+    assert live.restore(RestorePoint())[1] == 61
 
 
 def test_reader_that_keeps_the_wal_from_beginning_anew_loses_no_frame(
@@ -94,7 +94,7 @@ def test_reader_that_keeps_the_wal_from_beginning_anew_loses_no_frame(
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
-    assert live.restore(Wish())[1] == 50
+    assert live.restore(RestorePoint())[1] == 50
 
 
 def test_clean_end_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
@@ -106,8 +106,8 @@ def test_clean_end_goes_on_with_the_same_generation(live: ShippedDatabase) -> No
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
-    assert live.restore(Wish(seq=7))[1] == 7
-    assert live.restore(Wish())[1] == 20
+    assert live.restore(RestorePoint(seq=7))[1] == 7
+    assert live.restore(RestorePoint())[1] == 20
 
 
 def test_crash_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
@@ -121,7 +121,7 @@ def test_crash_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
-    assert live.restore(Wish())[1] == 21
+    assert live.restore(RestorePoint())[1] == 21
 
 
 def test_crash_after_the_wal_began_anew_goes_on_with_the_same_generation(
@@ -140,7 +140,7 @@ def test_crash_after_the_wal_began_anew_goes_on_with_the_same_generation(
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
-    assert live.restore(Wish())[1] == 12
+    assert live.restore(RestorePoint())[1] == 12
 
 
 @pytest.mark.parametrize("end", ["stop", "crash"])
@@ -159,7 +159,7 @@ def test_write_of_another_program_while_stopped_begins_a_generation(
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 2
-    made, seq = live.restore(Wish())
+    made, seq = live.restore(RestorePoint())
     assert seq == 6
     assert made.target.generation == read_catalogue(live.archive)[1].name
 
@@ -175,7 +175,7 @@ def test_state_that_is_lost_begins_a_generation(live: ShippedDatabase) -> None:
     live.upload()
     assert len(read_catalogue(live.archive)) == 2
     # Without a snapshot the new generation does not count yet.
-    assert live.restore(Wish())[1] == 3
+    assert live.restore(RestorePoint())[1] == 3
 
 
 def test_large_transaction_spans_segments(
@@ -192,7 +192,7 @@ def test_large_transaction_spans_segments(
     (generation,) = read_catalogue(live.archive)
     assert len(generation.segments) > 8
     for commit in live.history:
-        assert live.restore(Wish(at_ms=commit.at_ms))[1] == commit.seq
+        assert live.restore(RestorePoint(at_ms=commit.at_ms))[1] == commit.seq
 
 
 def test_missing_segment_is_said_and_passed_over_with_the_flag_only(live: ShippedDatabase) -> None:
@@ -204,12 +204,12 @@ def test_missing_segment_is_said_and_passed_over_with_the_flag_only(live: Shippe
     (generation,) = read_catalogue(live.archive)
     lost = generation.segments[2].name
     live.archive.delete([generation.segments[2].object.name])
-    assert live.restore(Wish(seq=lost.seq - 3))[1] == lost.seq - 3
-    for wish in (Wish(), Wish(seq=lost.seq), Wish(at_ms=lost.at_ms)):
-        with pytest.raises(BackupInvalid, match="segment 3 of generation .* is missing") as caught:
-            live.restore(wish)
+    assert live.restore(RestorePoint(seq=lost.seq - 3))[1] == lost.seq - 3
+    for point in (RestorePoint(), RestorePoint(seq=lost.seq), RestorePoint(at_ms=lost.at_ms)):
+        with pytest.raises(BackupInvalid, match=r"segment 3 of generation .* is missing") as caught:
+            live.restore(point)
         assert caught.value.hint is not None
-        made, seq = live.restore(wish, allow_gap=True)
+        made, seq = live.restore(point, allow_gap=True)
         assert seq == lost.seq - 2
         assert f"(seq {seq}) cannot be restored" in made.target.gap
 
@@ -228,7 +228,7 @@ def test_snapshot_behind_a_gap_makes_it_harmless(live: ShippedDatabase) -> None:
     live.upload()
     (generation,) = read_catalogue(live.archive)
     live.archive.delete([generation.segments[0].object.name])
-    assert live.restore(Wish())[1] == 8
+    assert live.restore(RestorePoint())[1] == 8
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "other"])
@@ -246,8 +246,8 @@ def test_damaged_segment_is_found_out(live: ShippedDatabase, damage: str) -> Non
         "cut": data[:-100], "changed": data[:200] + b"?" + data[201:], "empty": b"",
         "other": (live.folder / "archive" / first.object.name).read_bytes(),
     }[damage])
-    with pytest.raises(BackupInvalid, match="damaged|cut short|renamed"):
-        live.restore(Wish())
+    with pytest.raises(BackupInvalid, match=r"damaged|cut short|renamed"):
+        live.restore(RestorePoint())
 
 
 def test_frames_that_were_changed_before_their_digest_are_found_out_by_sqlite(
@@ -266,18 +266,18 @@ def test_frames_that_were_changed_before_their_digest_are_found_out_by_sqlite(
     frames[len(frames) // 2] ^= 1
     path.write_bytes(encode_segment(Segment(read.head, bytes(frames))))
     with pytest.raises(BackupInvalid, match="SQLite takes"):
-        live.restore(Wish())
+        live.restore(RestorePoint())
 
 
 def test_time_before_the_first_snapshot_is_refused_with_the_oldest_time(
     live: ShippedDatabase,
 ) -> None:
     with pytest.raises(BackupRefused, match="no complete snapshot"):
-        live.restore(Wish())
+        live.restore(RestorePoint())
     fill(live, 2)
     live.snapshot()
     with pytest.raises(BackupRefused, match=r"its oldest is of 2023-11-14T22:13:22.000Z, seq 2"):
-        live.restore(Wish(at_ms=live.history[0].at_ms))
+        live.restore(RestorePoint(at_ms=live.history[0].at_ms))
 
 
 def test_full_spool_ends_the_chain_and_frees_the_wal(
@@ -292,13 +292,13 @@ def test_full_spool_ends_the_chain_and_frees_the_wal(
     assert live.restart_wal(), "the capture still holds the WAL"
     monkeypatch.undo()
     live.upload()
-    assert live.restore(Wish())[1] == 5
+    assert live.restore(RestorePoint())[1] == 5
     live.capture.begin_generation(live.capture.state.broken)
     live.snapshot()
     fill(live, 2)
     live.capture_now()
     live.upload()
-    assert live.restore(Wish())[1] == 12
+    assert live.restore(RestorePoint())[1] == 12
 
 
 def test_failing_spool_stops_no_write_and_is_made_up_for(live: ShippedDatabase) -> None:
@@ -315,7 +315,7 @@ def test_failing_spool_stops_no_write_and_is_made_up_for(live: ShippedDatabase) 
     hidden.rename(folder)
     assert live.restart_wal()
     live.upload()
-    assert live.restore(Wish())[1] == 10
+    assert live.restore(RestorePoint())[1] == 10
 
 
 def test_clock_that_is_set_back_keeps_the_order_of_generations(live: ShippedDatabase) -> None:
@@ -329,4 +329,4 @@ def test_clock_that_is_set_back_keeps_the_order_of_generations(live: ShippedData
     names = [each.name for each in read_catalogue(live.archive)]
     assert names == sorted(names) and len(names) == 2
     assert names[1] == live.capture.state.generation
-    assert live.restore(Wish())[1] == 3
+    assert live.restore(RestorePoint())[1] == 3

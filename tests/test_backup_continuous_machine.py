@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pylon.storage.shipping.catalogue import read_catalogue
-from pylon.storage.shipping.target import Wish
+from pylon.storage.shipping.target import RestorePoint
 from tests.support.examples import count_examples
 from tests.support.shipping import ShippedDatabase
 
@@ -108,13 +108,13 @@ class ShippingMachine(RuleBasedStateMachine):
         self.live.upload()
         history = self.live.history
         assert len(read_catalogue(self.live.archive)) == 1, "a generation began without need"
-        assert self.live.restore(Wish())[1] == len(history)
+        assert self.live.restore(RestorePoint())[1] == len(history)
         if not history:
             return
         commit = data.draw(st.sampled_from(history))
         by_time = [each.seq for each in history if each.at_ms <= commit.at_ms]
-        assert self.live.restore(Wish(at_ms=commit.at_ms))[1] == by_time[-1]
-        assert self.live.restore(Wish(seq=commit.seq))[1] == commit.seq
+        assert self.live.restore(RestorePoint(at_ms=commit.at_ms))[1] == by_time[-1]
+        assert self.live.restore(RestorePoint(seq=commit.seq))[1] == commit.seq
 
     @invariant()
     def chain_is_whole(self) -> None:

@@ -2,8 +2,8 @@
 
 obstore (the extra `[s3]`) does the requests in its own threads, without Python's lock. It reads the
 credentials where all tools of AWS do: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, a container
-or instance role, or a web identity. `AWS_ENDPOINT_URL`, `AWS_REGION` and `AWS_ALLOW_HTTP` name
-another place. So the URL has no secret.
+or instance role, or a web identity. `AWS_ENDPOINT_URL` and `AWS_REGION` name another place. So the
+URL has no secret.
 
 Invariants: an object is listed after its last byte has arrived. Large files go in parts: memory
 does not grow with the file.
@@ -11,6 +11,7 @@ does not grow with the file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from pylon import limits
 from pylon.archive.interface import ArchivedObject
 from pylon.errors import ArchiveUnavailable
 
+_ENDPOINT: Final = "AWS_ENDPOINT_URL"
 _PART_BYTES: Final = 8 * 1024 * 1024
 _DELETED_AT_ONCE: Final = 500
 _MESSAGE_CHARS: Final = 300
@@ -49,7 +51,10 @@ class BucketArchive:
         timeout = f"{limits.ARCHIVE_TIMEOUT_S}s"
         self._store: Any = self._attempt(lambda: S3Store(
             bucket, prefix=prefix or None,
-            client_options={"timeout": timeout, "connect_timeout": timeout},
+            client_options={
+                "timeout": timeout, "connect_timeout": timeout,
+                "allow_http": os.environ.get(_ENDPOINT, "").startswith("http://"),
+            },
             retry_config={
                 "max_retries": limits.ARCHIVE_RETRIES,
                 "retry_timeout": timedelta(seconds=limits.ARCHIVE_TIMEOUT_S),

@@ -1,4 +1,7 @@
-"""`pylonctl restore DIR`: replaces the database and the manifest by those of a backup bundle.
+"""`pylonctl restore`: replaces the database and the manifest by those of a backup.
+
+`restore DIR` takes a bundle. `restore --at TIME`, `--seq N` or `restore URL` takes a commit of a
+continuous backup (`pylon.cli.archives`).
 
 It checks the bundle first, and holds the lock of the data directory during the restore, so that no
 server starts. The replaced files stay beside the new ones.
@@ -11,14 +14,22 @@ from pathlib import Path
 
 import click
 
+from pylon.archive.url import is_archive_url
 from pylon.auth.secret_key import probe_problem, read_keys
+from pylon.cli.archives import (
+    describe_target,
+    open_configured,
+    parse_point,
+    point_in_time,
+    target_json,
+)
 from pylon.cli.backup import end_by_signals, open_bundle
 from pylon.cli.bundle_options import opening_options
 from pylon.cli.output import ERROR, OK, ask_operator, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
 from pylon.data_dir import KEY_FILE
-from pylon.data_dir_lock import DataDirLocked, lock_data_dir
+from pylon.data_dir_lock import DataDirLocked, is_locked, lock_data_dir
 from pylon.database_url import shown_url
 from pylon.errors import BackupRefused
 from pylon.storage.backend import Backend
@@ -29,7 +40,20 @@ _YES = ("y", "yes")
 
 
 @click.command()
-@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="[DIR | URL]", required=False)
+@click.option(
+    "--at", metavar="TIME",
+    help="The newest commit at or before a time, as 2026-11-28T12:00:00Z, of the continuous "
+    "backup at URL (PYLON_BACKUP_URL).",
+)
+@click.option(
+    "--seq", type=click.IntRange(0), metavar="N",
+    help="The same: the newest commit whose seq is not above N.",
+)
+@click.option(
+    "--allow-gap", is_flag=True,
+    help="With --at, --seq or URL: where segments are missing, restore the last commit before.",
+)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @click.option(
     "--replace", is_flag=True,
@@ -40,10 +64,11 @@ _YES = ("y", "yes")
 @json_flag
 @click.pass_context
 def restore(
-    ctx: click.Context, source: Path, yes: bool, replace: bool, passphrase_file: Path | None,
-    identity: Path | None, dev: bool,
+    ctx: click.Context, source: str | None, at: str | None, seq: int | None, allow_gap: bool,
+    yes: bool, replace: bool, passphrase_file: Path | None, identity: Path | None, dev: bool,
 ) -> None:
-    """Replace database and manifest by the bundle in DIR. The server must be stopped.
+    """Replace database and manifest by the bundle in DIR, or by a commit of the continuous backup
+    at URL: the newest one, or that of --at or --seq. The server must be stopped.
 
     The replaced files stay beside the new ones as <name>.replaced-<time>. On PostgreSQL the schema
     must be empty; with --replace it stays in the database as <name>_replaced_<time>. Clients whose
@@ -55,34 +80,61 @@ def restore(
     if config.in_memory and url is None:
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to restore to")
     place = str(db_path) if url is None else shown_url(url)
-    with end_by_signals(), open_bundle(
-        source, config.data_dir, passphrase_file, identity
-    ) as plain:
-        _restore(ctx, config, source, plain, place, yes=yes, replace=replace or url is None)
+    is_archive = source is None or is_archive_url(source)
+    if not is_archive and (at is not None or seq is not None or allow_gap):
+        raise click.UsageError("--at, --seq and --allow-gap are of a continuous backup, not of DIR")
+    with end_by_signals():
+        if source is not None and not is_archive:
+            folder = Path(source)
+            with open_bundle(folder, config.data_dir, passphrase_file, identity) as plain:
+                restored = _Source(str(folder), plain, {})
+                _restore(ctx, config, restored, place, yes=yes, replace=replace or url is None)
+            return
+        archive = open_configured(config, source)
+        _refuse_running(db_path)
+        point = parse_point(at, seq)
+        with point_in_time(config, archive, point, identity, allow_gap=allow_gap) as made:
+            name = f"{archive.place}: {describe_target(made)}"
+            restored = _Source(name, made.bundle, {"restored_to": target_json(made)})
+            _restore(ctx, config, restored, place, yes=yes, replace=True)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Source:
+    """What is restored: its name for people, its bundle in clear, and more of the result."""
+
+    name: str
+    bundle: Path
+    more: dict[str, object]
+
+
+def _refuse_running(db_path: Path) -> None:
+    """Refuse early, before a long download.
+
+    Raises:
+        BackupRefused: a server runs.
+    """
+    if is_locked(db_path.absolute()):
+        raise BackupRefused(f"a server runs on {db_path}: stop it first (pylonctl stop)")
 
 
 def _restore(
-    ctx: click.Context, config: Config, source: Path, plain: Path, place: str, *, yes: bool,
-    replace: bool,
+    ctx: click.Context, config: Config, source: _Source, place: str, *, yes: bool, replace: bool,
 ) -> None:
-    """Ask, and restore.
-
-    Args:
-        plain: the bundle in clear.
-        place: where to, for people.
-    """
+    """Ask, and restore. `place`: where to, for people."""
     store, db_path = open_store(config), Path(config.db_path)
-    bundle = store.backups.verify(plain)
+    bundle = store.backups.verify(source.bundle)
     try:
         with lock_data_dir(db_path):
             if not yes:
-                note(f"{place} becomes {source} (seq {bundle.seq}, made {bundle.created_at})")
+                made = f"(seq {bundle.seq}, made {bundle.created_at})"
+                note(f"{place} becomes {source.name}" + ("" if source.more else f" {made}"))
                 answer = ask_operator("Continue? [y/N] ")
                 if answer not in _YES:
                     result({"ok": False, "aborted": True}, "Aborted.")
                     ctx.exit(OK if answer else ERROR)
-            report = store.backups.restore(plain, Path(config.manifest), replace=replace)
-            report = dataclasses.replace(report, source=str(source))
+            report = store.backups.restore(source.bundle, Path(config.manifest), replace=replace)
+            report = dataclasses.replace(report, source=source.name)
     except DataDirLocked:
         raise BackupRefused(
             f"a server runs on {db_path}: stop it first (pylonctl stop)"
@@ -91,7 +143,8 @@ def _restore(
         note(f"the replaced database could not be read ({report.unreadable}); it was kept")
     _report_key(config, store, report)
     kept = "".join(f"\n  kept {name}" for name in report.replaced)
-    result(report.to_json(), f"restored {place} at seq {report.seq}{kept}")
+    to = f" to {source.name}" if source.more else ""
+    result({**report.to_json(), **source.more}, f"restored {place} at seq {report.seq}{to}{kept}")
 
 
 def _report_key(config: Config, store: Backend, report: RestoreReport) -> None:

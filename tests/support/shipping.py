@@ -12,12 +12,13 @@ from pathlib import Path
 import apsw
 
 from pylon.archive.folder import FolderArchive
+from pylon.archive.interface import Archive
 from pylon.clock import ManualClock, SeededRandom
 from pylon.storage.backups import SnapshotReport
 from pylon.storage.bundle.point_in_time import PointInTime, PointInTimeReader, restore_workspace
 from pylon.storage.shipping.names import SEGMENTS, SNAPSHOTS
 from pylon.storage.shipping.spool import Spool, spool_folder
-from pylon.storage.shipping.target import Wish
+from pylon.storage.shipping.target import RestorePoint
 from pylon.storage.sqlite.backup import bundle
 from pylon.storage.sqlite.backup.manager import SqliteBackups
 from pylon.storage.sqlite.checkpoints import Checkpoints, open_upkeep
@@ -39,7 +40,7 @@ class ShippedDatabase:
         self.path = folder / "live.db"
         self.clock = ManualClock()
         self.random = SeededRandom(seed)
-        self.archive = FolderArchive(folder / "archive")
+        self.archive: Archive = FolderArchive(folder / "archive")
         self.history: list[Committed] = []
         self.writer: apsw.Connection | None = None
 
@@ -130,11 +131,11 @@ class ShippedDatabase:
         self.upkeep.close()
         self.writer = None
 
-    def restore(self, wish: Wish, *, allow_gap: bool = False) -> tuple[PointInTime, int]:
+    def restore(self, point: RestorePoint, *, allow_gap: bool = False) -> tuple[PointInTime, int]:
         """Return what was restored, and the seq that its rows and its log agree on."""
         with restore_workspace(self.folder) as folder:
             reader = PointInTimeReader(self.archive, folder)
-            made = reader.make_bundle(wish, SqliteBackups(self.path), allow_gap=allow_gap)
+            made = reader.make_bundle(point, SqliteBackups(self.path), allow_gap=allow_gap)
             with bundle.open_unchanging(made.bundle / "pylon.db") as conn:
                 ((rows, head),) = conn.execute(
                     "SELECT coalesce((SELECT max(n) FROM a), 0), "

@@ -25,7 +25,7 @@ from pylon.storage.bundle.sealed import open_sealed
 from pylon.storage.bundle.verify import check_bundle
 from pylon.storage.shipping.catalogue import ArchivedSegment, Generation, read_catalogue
 from pylon.storage.shipping.segment import Commit, Segment, decode_segment
-from pylon.storage.shipping.target import Target, Wish, find_target
+from pylon.storage.shipping.target import RestorePoint, Target, find_target
 
 _PREFIX: Final = "pylon-restore-"
 _PATTERNS: Final = ("*/*", "*")
@@ -66,7 +66,7 @@ class PointInTimeReader:
         self._identities = identities
 
     def make_bundle(
-        self, wish: Wish, backups: BackupManager, *, allow_gap: bool = False
+        self, point: RestorePoint, backups: BackupManager, *, allow_gap: bool = False
     ) -> PointInTime:
         """Make the bundle of a commit.
 
@@ -81,7 +81,7 @@ class PointInTimeReader:
             OSError: the disk refused.
         """
         target = find_target(
-            read_catalogue(self._archive), wish, self._read_commits, allow_gap=allow_gap
+            read_catalogue(self._archive), point, self._read_commits, allow_gap=allow_gap
         )
         plain = self._fetch_snapshot(target)
         contents = check_bundle(plain, SQLITE)

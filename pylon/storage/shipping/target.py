@@ -22,7 +22,7 @@ ReadCommits = Callable[[Generation, ArchivedSegment], list[Commit]]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RestorePoint:
     """What the operator asks for: a time (Unix, ms), or a seq, or neither: the newest commit."""
 
     at_ms: int | None = None
@@ -55,7 +55,7 @@ class Target:
 
 
 def find_target(
-    generations: Sequence[Generation], wish: Wish, read_commits: ReadCommits, *,
+    generations: Sequence[Generation], point: RestorePoint, read_commits: ReadCommits, *,
     allow_gap: bool = False,
 ) -> Target:
     """Choose.
@@ -71,33 +71,33 @@ def find_target(
     for generation in reversed(generations):
         snapshots = [
             each for each in generation.snapshots
-            if wish.admits(each.name.seq, each.name.at_ms)
+            if point.admits(each.name.seq, each.name.at_ms)
         ]
         if snapshots:
-            return _find_in(generation, snapshots[-1], wish, read_commits, allow_gap=allow_gap)
+            return _find_in(generation, snapshots[-1], point, read_commits, allow_gap=allow_gap)
     known = [each for generation in generations for each in generation.snapshots]
     if not known:
         raise BackupRefused("the archive has no complete snapshot, so that nothing can be restored")
     oldest = known[0].name
     raise BackupRefused(
-        f"the archive has no commit {wish}: its oldest is of {show_time(oldest.at_ms)}, seq "
+        f"the archive has no commit {point}: its oldest is of {show_time(oldest.at_ms)}, seq "
         f"{oldest.seq}"
     )
 
 
 def _find_in(
-    generation: Generation, snapshot: ArchivedSnapshot, wish: Wish, read_commits: ReadCommits, *,
-    allow_gap: bool,
+    generation: Generation, snapshot: ArchivedSnapshot, point: RestorePoint,
+    read_commits: ReadCommits, *, allow_gap: bool,
 ) -> Target:
     chain, rest = _follow_chain(generation, snapshot)
     base = snapshot.name
-    found = _last_commit(generation, chain, wish, base.position, read_commits)
+    found = _last_commit(generation, chain, point, base.position, read_commits)
     last, seq, at_ms = -1, base.seq, base.at_ms
     if found is not None:
         last, seq, at_ms = found[0], found[1].seq, found[1].at_ms
     gap = ""
     # A missing segment may have what is asked for, unless the chain goes beyond that.
-    is_open = not chain or wish.admits(chain[-1].name.seq, chain[-1].name.at_ms)
+    is_open = not chain or point.admits(chain[-1].name.seq, chain[-1].name.at_ms)
     if is_open and any(each.name.end > base.position for each in rest):
         number = base.number + len(chain)
         gap = (
@@ -130,15 +130,15 @@ def _follow_chain(
 
 
 def _last_commit(
-    generation: Generation, chain: Sequence[ArchivedSegment], wish: Wish, after: Position,
+    generation: Generation, chain: Sequence[ArchivedSegment], point: RestorePoint, after: Position,
     read_commits: ReadCommits,
 ) -> tuple[int, Commit] | None:
     """Return the last commit that is asked for, behind the snapshot, and its segment's index.
 
-    Only segments are read that may have it: from the one after the last that ends before the wish,
+    Only segments are read that may have it: from the one after the last that ends before the point,
     backwards. A large transaction leaves segments without a commit.
     """
-    before = [i for i, each in enumerate(chain) if wish.admits(each.name.seq, each.name.at_ms)]
+    before = [i for i, each in enumerate(chain) if point.admits(each.name.seq, each.name.at_ms)]
     begin = min(len(chain) - 1, (before[-1] if before else -1) + 1)
     for index in range(begin, -1, -1):
         segment = chain[index]
@@ -146,6 +146,6 @@ def _last_commit(
             break
         for commit in reversed(read_commits(generation, segment)):
             is_behind = Position(segment.name.wal, commit.frame) > after
-            if is_behind and wish.admits(commit.seq, commit.at_ms):
+            if is_behind and point.admits(commit.seq, commit.at_ms):
                 return index, commit
     return None
