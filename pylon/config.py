@@ -130,6 +130,7 @@ class Config:
     slow_query_s: float  # a longer read of rows is counted as slow and logged
     sign_in_providers: tuple[ProviderSettings, ...] = ()  # of PYLON_OAUTH_FILE and PYLON_OAUTH_*
     email_templates: Mapping[str, str] = field(default_factory=dict)  # PYLON_EMAIL_TEMPLATE_*
+    bucket_access: Mapping[str, str] = field(default_factory=dict, repr=False)  # AWS_*
 
     def port_of(self, role: str) -> int:
         """Return the port of a role of `PORT_BY_ROLE`."""
@@ -198,7 +199,10 @@ def load(
     texts, origin_of_texts = _family_variables(sources, is_template_setting)
     raw.update(texts)
     origin_by_env.update(origin_of_texts)
-    config = Config(**values, sign_in_providers=providers, email_templates=texts)
+    access, _ = _family_variables(sources, is_bucket_access)
+    config = Config(
+        **values, sign_in_providers=providers, email_templates=texts, bucket_access=access
+    )
     judged = list(judge_foreign(sources, dev_mode=config.dev_mode))
     loaded = Loaded(
         config, raw, origin_by_env,
@@ -238,6 +242,11 @@ def _read(
 def is_template_setting(name: str) -> bool:
     """Whether a variable is one of the family PYLON_EMAIL_TEMPLATE_<KIND>_SUBJECT and _BODY."""
     return name.startswith("PYLON_EMAIL_TEMPLATE_")
+
+
+def is_bucket_access(name: str) -> bool:
+    """Whether a variable is one by which all tools reach a bucket: AWS_ACCESS_KEY_ID and so on."""
+    return name.startswith("AWS_")
 
 
 def _family_variables(

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import pylon
 from pylon import log
+from pylon.archive.url import open_archive
 from pylon.auth.secret_key import key_file_of, settle_keys
 from pylon.auth.session_life import session_life
 from pylon.bus.runtime import Runtime, make_runtime_dir
@@ -355,7 +356,8 @@ def _make_shipper(
         manifest=runtime.manifest,
         key_file=key_file_of(config) if config.secret_key_file is None else None,
     )
-    return Shipper(capture, plan, clock, SystemRandom())
+    url, access = config.backup_url, config.bucket_access
+    return Shipper(capture, plan, clock, SystemRandom(), lambda: open_archive(url, access))
 
 
 def _join_nodes(

@@ -31,7 +31,6 @@ import msgspec
 from pylon import limits, log, metrics
 from pylon.archive.hook import HookEvent, call_hook
 from pylon.archive.interface import Archive
-from pylon.archive.url import open_archive
 from pylon.clock import Clock, RandomSource
 from pylon.disk_errors import describe_os_error
 from pylon.errors import PylonError
@@ -78,9 +77,9 @@ class Shipper:
 
     def __init__(
         self, capture: LogCapture, plan: ShippingPlan, clock: Clock, random: RandomSource,
-        open_place: Callable[[str], Archive] = open_archive,
+        open_place: Callable[[], Archive],
     ) -> None:
-        """`open_place`: opens the archive at a URL."""
+        """`open_place`: opens the archive."""
         self._capture = capture
         self._plan = plan
         self._clock = clock
@@ -203,7 +202,7 @@ class Shipper:
 
     def _place(self) -> Archive:
         if self._archive is None:
-            self._archive = self._open(self._plan.url)
+            self._archive = self._open()
         return self._archive
 
     def _upload_all(self, archive: Archive) -> None:

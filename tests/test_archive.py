@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -26,26 +28,35 @@ def bucket_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def bucket_env(bucket_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    import boto3
+@dataclass(frozen=True)
+class Bucket:
+    name: str
+    access: dict[str, str]
 
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": bucket_server,
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=bucket_server, region_name="us-east-1")
+    def open(self, prefix: str) -> Archive:
+        return open_archive(f"s3://{self.name}/{prefix}", self.access)
+
+
+@pytest.fixture
+def bucket(bucket_server: str) -> Bucket:
+    client = boto3.client(
+        "s3", endpoint_url=bucket_server, region_name="us-east-1", aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
     name = f"bucket-{os.urandom(4).hex()}"
     client.create_bucket(Bucket=name)
-    return name
+    return Bucket(name, {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": bucket_server,
+    })
 
 
 @pytest.fixture(params=["folder", "bucket"])
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
     if request.param == "folder":
-        return open_archive(f"file://{tmp_path}/place%20of/backups")
-    return open_archive(f"s3://{request.getfixturevalue('bucket_env')}/some/prefix")
+        return open_archive(f"file://{tmp_path}/place%20of/backups", {})
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return bucket.open("some/prefix")
 
 
 @pytest.fixture
@@ -100,9 +111,10 @@ def test_folder_shows_no_file_that_is_not_complete(
     assert [path for path in (tmp_path / "archive").rglob("*") if path.is_file()] == []
 
 
-def test_bucket_that_is_not_there_is_an_error(bucket_env: str, make_file: Callable[[bytes], Path]
+def test_bucket_that_is_not_there_is_an_error(
+    bucket: Bucket, make_file: Callable[[bytes], Path]
 ) -> None:
-    archive = open_archive("s3://no-such-bucket-at-all/x")
+    archive = open_archive("s3://no-such-bucket-at-all/x", bucket.access)
     with pytest.raises(ArchiveUnavailable, match=r"NoSuchBucket|not exist|NotFound"):
         archive.put("a", make_file(b"1"))
 
@@ -113,12 +125,12 @@ def test_bucket_that_is_not_there_is_an_error(bucket_env: str, make_file: Callab
 )
 def test_url_that_names_no_archive_is_refused(url: str) -> None:
     with pytest.raises(BackupRefused, match="is no archive"):
-        open_archive(url)
+        open_archive(url, {})
 
 
-def test_database_is_restored_from_a_bucket(bucket_env: str, tmp_path: Path) -> None:
+def test_database_is_restored_from_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
     live = ShippedDatabase(tmp_path)
-    live.archive = open_archive(f"s3://{bucket_env}/app")
+    live.archive = bucket.open("app")
     live.start()
     live.snapshot()
     for _ in range(8):

@@ -1,9 +1,9 @@
 """An archive in an object store, `s3://bucket/prefix`: S3 and what speaks its protocol.
 
-obstore (the extra `[s3]`) does the requests in its own threads, without Python's lock. It reads the
-credentials where all tools of AWS do: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, a container
-or instance role, or a web identity. `AWS_ENDPOINT_URL` and `AWS_REGION` name another place. So the
-URL has no secret.
+obstore (the extra `[s3]`) does the requests in its own threads, without Python's lock. The
+credentials are where all tools of AWS look: `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY` in the
+environment or the env file, a container or instance role, or a web identity. `AWS_ENDPOINT_URL` and
+`AWS_REGION` name another place. So the URL has no secret.
 
 Invariants: an object is listed after its last byte has arrived. Large files go in parts: memory
 does not grow with the file.
@@ -11,8 +11,7 @@ does not grow with the file.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,6 +21,10 @@ from pylon.archive.interface import ArchivedObject
 from pylon.errors import ArchiveUnavailable
 
 _ENDPOINT: Final = "AWS_ENDPOINT_URL"
+_ACCESS: Final = (
+    _ENDPOINT, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+)
 _PART_BYTES: Final = 8 * 1024 * 1024
 _DELETED_AT_ONCE: Final = 500
 _MESSAGE_CHARS: Final = 300
@@ -32,8 +35,11 @@ T = TypeVar("T")
 class BucketArchive:
     """See the module, and `Archive`."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, access: Mapping[str, str]) -> None:
         """
+        Args:
+            access: the variables `AWS_*`, of which `_ACCESS` count.
+
         Raises:
             ArchiveUnavailable: obstore is not installed, or its environment is not complete.
         """
@@ -53,8 +59,9 @@ class BucketArchive:
             bucket, prefix=prefix or None,
             client_options={
                 "timeout": timeout, "connect_timeout": timeout,
-                "allow_http": os.environ.get(_ENDPOINT, "").startswith("http://"),
+                "allow_http": access.get(_ENDPOINT, "").startswith("http://"),
             },
+            config={name.lower(): access[name] for name in _ACCESS if access.get(name)},
             retry_config={
                 "max_retries": limits.ARCHIVE_RETRIES,
                 "retry_timeout": timedelta(seconds=limits.ARCHIVE_TIMEOUT_S),

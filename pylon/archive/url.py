@@ -5,6 +5,7 @@ Called by the supervisor (PYLON_BACKUP_URL) and by `pylonctl backup` and `pylonc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,8 +19,11 @@ def is_archive_url(text: str) -> bool:
     return text.startswith(("file://", "s3://"))
 
 
-def open_archive(url: str) -> Archive:
+def open_archive(url: str, access: Mapping[str, str]) -> Archive:
     """Return the archive at a URL. A folder is made with the first object.
+
+    Args:
+        access: the variables by which a bucket is reached (`Config.bucket_access`).
 
     Raises:
         BackupRefused: the URL names none.
@@ -35,4 +39,4 @@ def open_archive(url: str) -> Archive:
         return FolderArchive(Path(unquote(parts.path)))
     from pylon.archive.bucket import BucketArchive
 
-    return BucketArchive(parts.netloc, unquote(parts.path).strip("/"))
+    return BucketArchive(parts.netloc, unquote(parts.path).strip("/"), access)

@@ -39,7 +39,7 @@ def open_configured(config: Config, url: str | None) -> Archive:
     chosen = url or config.backup_url
     if chosen is None:
         raise BackupRefused("name an archive (file:///folder or s3://…), or set PYLON_BACKUP_URL")
-    return open_archive(chosen)
+    return open_archive(chosen, config.bucket_access)
 
 
 def parse_point(at: str | None, seq: int | None) -> RestorePoint:
