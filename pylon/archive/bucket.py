@@ -55,7 +55,8 @@ class BucketArchive:
         self._obstore: Any = obstore
         self._prefix = prefix
         timeout = f"{limits.ARCHIVE_TIMEOUT_S}s"
-        self._store: Any = self._attempt(lambda: S3Store(
+        make_store: Any = S3Store  # its types want literals
+        self._store: Any = self._attempt(lambda: make_store(
             bucket, prefix=prefix or None,
             client_options={
                 "timeout": timeout, "connect_timeout": timeout,
