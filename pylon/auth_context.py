@@ -17,8 +17,8 @@ ADMIN_USER_ID = "__admin__"
 class AuthContext(msgspec.Struct, frozen=True, array_like=True):
     """The facts about a caller that a policy may use.
 
-    `api_key_scopes` are the scopes of its API key; None: all, or it has no key. A `readonly` caller
-    changes nothing.
+    `api_key_scopes` are the scopes of its API key or JWT; None: all, or it has neither. A
+    `readonly` caller changes nothing.
     """
 
     user_id: str | None = None
@@ -49,6 +49,7 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
             out["tenant_id"] = self.tenant_id
         if self.api_key_id is not None:
             out["api_key_id"] = self.api_key_id
+        if self.api_key_id is not None or self.api_key_scopes is not None:
             out["api_key_scopes"] = self.api_key_scopes
         if self.readonly:
             out["readonly"] = True

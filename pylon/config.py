@@ -93,6 +93,13 @@ class Config:
     cookie_same_site: str
     webauthn_origin: tuple[str, ...]
     webauthn_rp_id: str | None
+    jwt_secret: str | None
+    jwt_secret_previous: str | None
+    jwt_issuer: str
+    jwt_lifetime_s: int
+    jwt_jwks_url: str | None
+    jwt_jwks_issuer: str | None
+    jwt_jwks_audience: tuple[str, ...]
     oauth_file: str | None
     require_email_verification: bool
     auth_rates: bool

@@ -49,9 +49,6 @@ FOREIGN: Final[tuple[Foreign, ...]] = (
             "sessions are kept in the database, on disk: unset it"),
     Foreign("PYLON_WS_MAX_FRAME", Effect.PROTECTION,
             "set PYLON_WS_MAX_MESSAGE_BYTES instead, and unset it"),
-    Foreign("PYLON_JWT_*", Effect.PROTECTION,
-            "sessions are not JWTs here: unset it; the manifest's auth.session.expires_in is "
-            "the lifetime of a session"),
     Foreign("RUST_LOG", Effect.FEATURE, "PYLON_LOG_LEVEL is the setting here"),
     Foreign("PYLON_TRUSTED_ORIGINS", Effect.FEATURE,
             "PYLON_CORS_ORIGIN and PYLON_CSRF_ORIGINS name the pages that sign-in may return to"),

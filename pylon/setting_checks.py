@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pylon.config import Config
 
 _LAST_PORT: Final = 65_535
+_JWT_SECRET_CHARS: Final = 32  # RFC 7518 §3.2 wants as many bits as the hash has
 
 
 def refuse_unsafe(config: Config) -> None:
@@ -52,6 +53,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     yield from _cookie_problems(config)
     yield from _provider_problems(config)
     yield from _passkey_problems(config)
+    yield from _jwt_problems(config)
     yield from _mail_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
@@ -175,6 +177,44 @@ def _passkey_problems(config: Config) -> Iterator[str]:
                 f"PYLON_WEBAUTHN_ORIGIN has {origin}, which is not within {domain}: set "
                 "PYLON_WEBAUTHN_RP_ID to the domain of all origins"
             )
+
+
+def _jwt_problems(config: Config) -> Iterator[str]:
+    """Yield why JWTs could be forged, or would never count."""
+    for name, secret in (
+        ("PYLON_JWT_SECRET", config.jwt_secret),
+        ("PYLON_JWT_SECRET_PREVIOUS", config.jwt_secret_previous),
+    ):
+        if secret is not None and len(secret) < _JWT_SECRET_CHARS:
+            yield (
+                f"{name} has {len(secret)} characters, and whoever has one JWT could guess it: "
+                f"write {_JWT_SECRET_CHARS} or more (for example of openssl rand -hex 32)"
+            )
+    if config.jwt_secret_previous is not None and config.jwt_secret is None:
+        yield (
+            "PYLON_JWT_SECRET_PREVIOUS is set without PYLON_JWT_SECRET: it is for the change to "
+            "another secret; set PYLON_JWT_SECRET, or unset both"
+        )
+    url = config.jwt_jwks_url
+    others = {
+        "PYLON_JWT_JWKS_ISSUER": config.jwt_jwks_issuer,
+        "PYLON_JWT_JWKS_AUDIENCE": config.jwt_jwks_audience,
+    }
+    for name, value in others.items():
+        if url is not None and not value:
+            yield (
+                f"PYLON_JWT_JWKS_URL is set without {name}: tokens that its issuer made for "
+                "another service would count here; set it"
+            )
+        elif url is None and value:
+            yield f"{name} is set without PYLON_JWT_JWKS_URL: set that, or unset it"
+    if url is not None and not (url.startswith("https://") or config.dev_mode):
+        yield f"PYLON_JWT_JWKS_URL is {url}: whoever is on the way could send keys; write https://"
+    if url is not None and config.jwt_jwks_issuer == config.jwt_issuer:
+        yield (
+            f"PYLON_JWT_JWKS_ISSUER and PYLON_JWT_ISSUER are both {config.jwt_issuer!r}: "
+            "give this server's JWTs another issuer"
+        )
 
 
 def _database_problems(config: Config) -> Iterator[str]:

@@ -222,6 +222,21 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_WEBAUTHN_RP_ID", "webauthn_rp_id", cookie_domain, None,
             "Domain that passkeys belong to: that of all these origins, or one above it. Default: "
             "the host of the first origin. Passkeys do not survive its change."),
+    Setting("PYLON_JWT_SECRET", "jwt_secret", token, None,
+            "Secret of 32 characters or more that signs JWTs (HS256). Without it the server makes "
+            "none (docs/jwt.md).", secret=True),
+    Setting("PYLON_JWT_SECRET_PREVIOUS", "jwt_secret_previous", token, None,
+            "The secret before; its JWTs still count during a change.", secret=True),
+    Setting("PYLON_JWT_ISSUER", "jwt_issuer", _text, "pylon",
+            "Issuer (iss) of the JWTs of PYLON_JWT_SECRET."),
+    Setting("PYLON_JWT_LIFETIME_SECS", "jwt_lifetime_s", _int(60, 31_536_000), "3600",
+            "Seconds for which a JWT lasts, if its maker asks for no less."),
+    Setting("PYLON_JWT_JWKS_URL", "jwt_jwks_url", url("http", "https"), None,
+            "URL of the public keys of another issuer, whose JWTs (RS256, ES256) count too."),
+    Setting("PYLON_JWT_JWKS_ISSUER", "jwt_jwks_issuer", _text, None,
+            "Issuer (iss) of these JWTs, exactly."),
+    Setting("PYLON_JWT_JWKS_AUDIENCE", "jwt_jwks_audience", words, "",
+            "Comma list of the audiences (aud) of which these JWTs must name one."),
     Setting("PYLON_OAUTH_FILE", "oauth_file", _text, None,
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "

@@ -239,7 +239,7 @@ def foreign(name: str, value: str, **more: str) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("name", [
-    "PYLON_SESSION_DB", "PYLON_WS_MAX_FRAME", "PYLON_JWT_SECRET",
+    "PYLON_SESSION_DB", "PYLON_WS_MAX_FRAME",
 ])
 def test_a_variable_whose_intent_would_not_hold_is_refused(name: str) -> None:
     loaded = config.load({**GOOD, name: "postgres://ada:pw@db/app"})

@@ -1,4 +1,5 @@
-"""Cache of recently resolved sessions and API keys, by credentials; and the notes of their use.
+"""Cache of recently resolved sessions, API keys and JWTs, by credentials; and the notes of their
+use.
 
 Invariants: an entry expires `limits.SESSION_CACHE_S` after the store was read, and at the session's
 end. So a revoked session ends everywhere within a second, even if its signal was lost. The cache
@@ -19,10 +20,11 @@ from typing import Generic, TypeVar
 from pylon import limits
 from pylon.app import App
 from pylon.auth.api_keys import caller_of_key, find_api_key, id_of, is_api_key
+from pylon.auth.jwts import JwtClaims, caller_of_jwt, invalid_jwt
 from pylon.auth.org_roles import in_its_org
 from pylon.auth.session_life import ROTATION_GRACE_S, is_over, session_life
-from pylon.auth.sessions import count_again, count_key, resolve
-from pylon.auth.tokens import UnprivilegedToken
+from pylon.auth.sessions import count_again, count_jwt, count_key, resolve
+from pylon.auth.tokens import UnprivilegedToken, is_jwt
 from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
 from pylon.storage.interface import Reader, Store, read_settled
@@ -59,18 +61,22 @@ class SessionCache(Generic[Credentials]):
     """The cache of one process."""
 
     __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_life", "_manifest",
-                 "_stale_s", "_store", "_used_sessions")
+                 "_stale_s", "_store", "_used_sessions", "_verify_jwt")
 
     def __init__(
         self, app: App, store: Store, clock: Clock,
         ends: Callable[[str, float], None] | None = None, used_sessions: UsedSessions | None = None,
+        verify_jwt: Callable[[str], JwtClaims] | None = None,
     ) -> None:
         """
         Args:
             ends: called for each session with an end that is looked up: its family, and its
                 end in monotonic seconds.
             used_sessions: receives the sessions whose use is to be noted.
+            verify_jwt: has the identity process check a JWT; raises InvalidJwt or Unavailable. It
+                switches greenlets. None: there are no JWTs.
         """
+        self._verify_jwt = verify_jwt
         self._used_sessions = UsedSessions() if used_sessions is None else used_sessions
         self._config = app.config
         self._manifest = app.manifest
@@ -105,7 +111,11 @@ class SessionCache(Generic[Credentials]):
         Raises:
             StoreUnavailable, QueryTimeout: the store cannot tell; the caller is not anonymous then.
             InvalidApiKey: the token begins as API keys do, and is no live one.
+            InvalidJwt: the token has the form of a JWT, and does not count.
+            Unavailable: a JWT cannot be checked now.
         """
+        if token and is_jwt(token) and not isinstance(token, UnprivilegedToken):
+            return self._look_up_jwt(carried, token)
         if token and is_api_key(token) and not isinstance(token, UnprivilegedToken):
             return self._look_up_key(carried, token)
         clock = self._clock
@@ -155,6 +165,26 @@ class SessionCache(Generic[Credentials]):
             self._used_sessions.add(key_id)
         self._keep(carried, caller, now_s, until_s)
         count_key()
+        return caller
+
+    def _look_up_jwt(self, carried: Credentials, token: str) -> Caller:
+        """Return the caller of a JWT. Raises as `look_up`."""
+        if self._verify_jwt is None:
+            raise invalid_jwt()
+        claims = self._verify_jwt(token)
+        clock, manifest = self._clock, self._manifest
+        now_s, wall_s = clock.monotonic_s(), clock.wall_ns() / NS_PER_S
+
+        def read(reader: Reader) -> Caller:
+            caller = caller_of_jwt(reader, manifest, claims, wall_s)
+            return caller if manifest.auth.org is None else in_its_org(reader, manifest, caller)
+
+        caller = read_settled(self._store, read, lambda: self._forgotten)
+        ends_s = now_s + claims.ends_at_s - wall_s
+        if self._ends is not None and caller.family is not None:
+            self._ends(caller.family, ends_s)
+        self._keep(carried, caller, now_s, min(now_s + limits.SESSION_CACHE_S, ends_s))
+        count_jwt()
         return caller
 
     def _keep(

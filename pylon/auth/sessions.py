@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pylon import metrics
+from pylon.auth.jwts import is_of_jwt
 from pylon.auth.session_life import is_over
 from pylon.auth.tokens import UnprivilegedToken, is_session_token, same_token, session_id_of
 from pylon.auth_context import (
@@ -30,7 +31,7 @@ _ADMIN_CALLER: Final = Caller(ADMIN)
 _SYSTEM_CLOCK: Final = SystemClock()
 _ATTEMPTS: Final = {
     result: metrics.AUTH_ATTEMPTS.labels(result=result)
-    for result in ("admin", "session", "expired", "unknown", "api_key")
+    for result in ("admin", "session", "expired", "unknown", "api_key", "jwt")
 }
 
 SessionLookup = Callable[[str], SessionRow | None]
@@ -75,7 +76,15 @@ def is_admin_token(token: str, config: Config) -> bool:
 
 def count_again(caller: Caller) -> None:
     """Count a caller that `SessionCache` has found without `resolve`."""
-    _ATTEMPTS["session" if caller.session_id is not None else "api_key"].inc()
+    if caller.session_id is not None:
+        _ATTEMPTS["session"].inc()
+    else:
+        _ATTEMPTS["jwt" if is_of_jwt(caller.family or "") else "api_key"].inc()
+
+
+def count_jwt() -> None:
+    """Count a caller with a JWT, which `resolve` never sees."""
+    _ATTEMPTS["jwt"].inc()
 
 
 def count_key() -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from pylon import limits
+from pylon.auth.jwts import JwtClaims
 from pylon.auth_context import ANONYMOUS, AuthContext
 from pylon.bus.calls import Caller
 from pylon.bus.runtime import Runtime
@@ -26,6 +27,7 @@ from pylon.clock import Clock, RandomSource
 from pylon.errors import Unavailable
 
 CHANNEL: Final = "identity"
+VERIFY_JWT: Final = "verify_jwt"  # an action without a route
 
 
 class CallFacts(msgspec.Struct, frozen=True, array_like=True):
@@ -81,12 +83,13 @@ class IdentityAnswer(msgspec.Struct, frozen=True, array_like=True):
 
 calls: Final = msgspec.msgpack.Decoder(IdentityCall)
 _answers: Final = msgspec.msgpack.Decoder(IdentityAnswer)
+_claims: Final = msgspec.msgpack.Decoder(JwtClaims)
 encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class IdentityClient:
-    """An HTTP worker's client of the identity process. Connects with the first call; `close` it at
-    the end."""
+    """A worker's client of the identity process; socket workers use it for JWTs only. Connects with
+    the first call; `close` it at the end."""
 
     def __init__(
         self, runtime: Runtime, clock: Clock, random: RandomSource, *, is_on: bool
@@ -120,6 +123,16 @@ class IdentityClient:
         deadline_s = self._clock.monotonic_s() + limits.IDENTITY_CALL_S
         command = encode(IdentityCall(action, body, params, facts, deadline_s))
         return _answers.decode(self._caller.call(command))
+
+    def verify_jwt(self, token: str) -> JwtClaims:
+        """Have the identity process check a JWT; return what it says. Blocks this greenlet.
+
+        Raises:
+            InvalidJwt: it does not count.
+            Unavailable: the process does not answer, or cannot check it now.
+        """
+        answer = self.call(VERIFY_JWT, token.encode("utf-8", "replace"), {}, CallFacts())
+        return _claims.decode(answer.body)
 
     def close(self) -> None:
         """Close the connection."""

@@ -47,6 +47,17 @@ class InvalidJwt(PylonError):
     status = 401
 
 
+class JwtNotConfigured(PylonError):
+    """The server has no secret to make JWTs with.
+
+    Remedy: an operator sets PYLON_JWT_SECRET to 32 characters or more, for example of openssl rand
+    -hex 32.
+    """
+
+    code = "JWT_NOT_CONFIGURED"
+    status = 501
+
+
 class SessionExpired(PylonError):
     """The token to refresh is unknown, has expired, was replaced, or has been signed out. Or a
     session ended in the middle of a long response.

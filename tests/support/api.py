@@ -25,10 +25,11 @@ from pylon.api.services import Connections, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
 from pylon.auth.issue import session_issuer
+from pylon.auth.jwts import JwtClaims, takes_jwts
 from pylon.auth.keys import Keys
 from pylon.auth.password_rules import password_rules
 from pylon.auth.session_cache import SessionCache, UsedSessions
-from pylon.bus.identity import CallFacts, IdentityAnswer, IdentityCall
+from pylon.bus.identity import VERIFY_JWT, CallFacts, IdentityAnswer, IdentityCall
 from pylon.bus.messages import RolesReport, RoleState, Signal
 from pylon.bus.rooms_messages import RoomCommand, RoomReply, RoomRequest
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
@@ -48,6 +49,7 @@ from tests.support.database import Database
 from workers.identity.execution import execute
 from workers.identity.hashing import HashPool
 from workers.identity.identity import Identity
+from workers.identity.jwts import make_jwts
 from workers.identity.providers.client import make_providers
 from workers.merge_sandbox import MergeSandbox
 from workers.shards.matchmaking import Matchmaking
@@ -148,6 +150,10 @@ class DirectIdentity:
             raise WireError.from_error(ex).to_exception() from ex
         return msgspec.msgpack.decode(answer, type=IdentityAnswer)
 
+    def verify_jwt(self, token: str) -> JwtClaims:
+        answer = self.call(VERIFY_JWT, token.encode(), {}, CallFacts())
+        return msgspec.msgpack.decode(answer.body, type=JwtClaims)
+
 
 @dataclass(slots=True)
 class ApiStage:
@@ -224,7 +230,7 @@ def serve_api(
     identity = Identity(
         app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
         keys=keys, rules=password_rules(config, parsed), issuer=session_issuer(app), mails=mails,
-        providers=make_providers(app),
+        providers=make_providers(app), jwts=make_jwts(config, clock),
         wake_mail=lambda: None,
         send_signal=signals.append,
     )
@@ -234,7 +240,10 @@ def serve_api(
         Connections(
             store=pool,
             writer=writer,
-            session_cache=SessionCache(app, pool, clock, used_sessions=used_sessions),
+            session_cache=SessionCache(
+                app, pool, clock, used_sessions=used_sessions,
+                verify_jwt=DirectIdentity(identity).verify_jwt if takes_jwts(config) else None,
+            ),
             limiter=RateLimiter(RateTable(), clock),
             feed=Feed(pool),
             hints=HintPublisher(lambda key, cursor: hinted.append((key, cursor)), clock),

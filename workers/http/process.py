@@ -24,6 +24,7 @@ from pylon.api.http.middleware import header_lines
 from pylon.api.services import Connections, Credentials, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
+from pylon.auth.jwts import takes_jwts
 from pylon.auth.origin import origins
 from pylon.auth.response_headers import unread_headers
 from pylon.auth.session_cache import SessionCache
@@ -93,7 +94,8 @@ class HttpProcess:
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
         )
         self._session_cache: SessionCache[Credentials] = SessionCache(
-            app, store, app.clock, used_sessions=booted.used_sessions
+            app, store, app.clock, used_sessions=booted.used_sessions,
+            verify_jwt=self._identity.verify_jwt if takes_jwts(app.config) else None,
         )
         services, self.wsgi = _prepared or _make_wsgi(app, runtime)
         services.connect(

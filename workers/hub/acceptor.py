@@ -6,7 +6,8 @@ connection at once; `pending_handshakes` waits for a slower one. The `UpgradeHan
 socket of a complete request, or refuses it; `refused_sockets` then sends the response.
 
 The handler reads the store: the session, and how far the change log reaches. Without local reads
-(`Store.local_reads`) these reads wait, so each handler runs in a greenlet of its own.
+(`Store.local_reads`) these reads wait, so each handler runs in a greenlet of its own. So does the
+handler of a request with a JWT, which the identity process checks.
 
 Bounds: limits.HTTP_HEAD_BYTES for a head, `_ACCEPTS_A_TURN` connections in a turn,
 limits.SOCKETS_PENDING handlers that wait for the store, limits.DESCRIPTORS_RESERVED
@@ -53,7 +54,7 @@ class UpgradeHandler(Protocol):
         self, request: Request, raw: RawSocket, early: bytes, *, on_main_port: bool
     ) -> bytes | None:
         """Take the socket of a request that has no response yet. Switches greenlets only if the
-        acceptor's `opens_wait`.
+        acceptor's `opens_wait`, or if the request has a JWT.
 
         Args:
             early: the bytes that arrived behind the request.
@@ -189,10 +190,10 @@ class Acceptor:
         if request is None:
             return False
         early = data[len(request.head):]
-        if not self._opens_wait:
+        if not self._opens_wait and not request.has_jwt:
             self._open(request, raw, early, on_main_port=on_main_port)
         elif self._opening >= limits.SOCKETS_PENDING:
-            full = Unavailable("Too many connections wait for the database", hint="Connect again")
+            full = Unavailable("Too many connections wait to be admitted", hint="Connect again")
             self._settle(raw, request, self._handler.refusal(full, request))
         else:
             self._opening += 1

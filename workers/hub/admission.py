@@ -23,9 +23,12 @@ import gevent
 import msgspec
 
 from pylon import log
+from pylon.auth.jwts import takes_jwts
 from pylon.auth.session_cache import SessionCache
 from pylon.auth.sessions import ANONYMOUS_CALLER
+from pylon.auth.tokens import UnprivilegedToken
 from pylon.auth_context import AuthContext, Caller
+from pylon.bus.identity import IdentityClient
 from pylon.changelog.scope import Scope, scope_of_key
 from pylon.errors import Draining, PylonError, StoreUnavailable
 from pylon.key_scopes import SHARDS, SYNC, is_limited, require_scope
@@ -95,10 +98,13 @@ class SubscriberAdmission:
             app.config.sockets_per_ip, booted.runtime.dir, booted.role, booted.worker,
             app.config.workers_of(booted.role),
         )
+        self._identity = IdentityClient(
+            booted.runtime, app.clock, app.random, is_on=app.config.workers_of("identity") > 0
+        )
         self.callers: SessionCache[str] = SessionCache(  # by token
             app, booted.reader_pool, app.clock,
             lambda family, at_s: self.sessions.expires(family, at_s),  # noqa: PLW0108  (made below)
-            booted.used_sessions,
+            booted.used_sessions, self._identity.verify_jwt if takes_jwts(app.config) else None,
         )
         self.sessions = SessionWatch(
             booted.reader_pool, app.manifest, app.clock, self.callers.forget
@@ -227,8 +233,10 @@ class SubscriberAdmission:
         """Return the caller of a token; ANONYMOUS_CALLER and the error if the lookup fails."""
         if not token:
             return ANONYMOUS_CALLER, None
+        # A token that counts in a header only must not find the entry of a header.
+        carried = f"?{token}" if isinstance(token, UnprivilegedToken) else token
         try:
-            return self.callers.find(token) or self.callers.look_up(token, token), None
+            return self.callers.find(carried) or self.callers.look_up(carried, token), None
         except PylonError as ex:
             return ANONYMOUS_CALLER, ex
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.origin import Origins
-from pylon.auth.tokens import UnprivilegedToken, bearer_token, check_bearer
+from pylon.auth.tokens import UnprivilegedToken, bearer_token, is_jwt
 from pylon.errors import InvalidRequest
 from workers.net.head import Head, RequestError, parse_head, wsgi_name
 
@@ -55,14 +55,13 @@ class Request:
 
     @property
     def bearer(self) -> str | None:
-        """The token of an ``Authorization: Bearer`` field; empty if the field has none.
+        """The token of an ``Authorization: Bearer`` field; empty if the field has none."""
+        return bearer_token(self.field(b"authorization"))
 
-        Raises:
-            InvalidApiKey, InvalidJwt: the field has such a credential, and it is bad.
-        """
-        token = bearer_token(self.field(b"authorization"))
-        check_bearer(token)
-        return token
+    @property
+    def has_jwt(self) -> bool:
+        """Whether the field has a JWT, which the identity process checks."""
+        return is_jwt(self.bearer or "")
 
     @property
     def origin(self) -> str | None:

@@ -6,8 +6,8 @@ sweeps: it looks up the families of all sockets in the store. It sweeps after a 
 of the store has changed), and every `_SWEEP_S`. It notes the families that expire soon, and looks
 them up at that time, since use may have prolonged them.
 
-API keys have sockets too (`pylon.auth.api_keys`). They are few, and what ends them leaves no mark
-of its own, so each tick looks them up.
+API keys and JWTs have sockets too (`pylon.auth.api_keys`, `jwts`). They are few, and what ends them
+leaves no mark of its own, so each tick looks them up.
 
 A socket acts in the organisation and with the role that its session had when it opened
 (`pylon.auth.org_roles`). After a commit the watch closes those whose role has changed, and those
@@ -30,6 +30,7 @@ import gevent
 
 from pylon import log
 from pylon.auth.api_keys import family_ends, is_of_key
+from pylon.auth.jwts import is_of_jwt, jwt_ends
 from pylon.auth.org_roles import in_its_org
 from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
@@ -135,7 +136,7 @@ class SessionWatch:
             ended_s = self._clock.monotonic_s()
             self._rested_s = ended_s + (ended_s - now_s) / _SHARE
         elif now_s >= self._rested_s:
-            self._sweep(is_of_key)
+            self._sweep(_has_no_session)
 
     def _sweep(self, wants: Callable[[str], bool] = lambda family: True) -> None:
         waiting = [
@@ -146,7 +147,7 @@ class SessionWatch:
                 yield_to_loop()
             self._check(waiting[first:first + _SLICE])
 
-        if self._manifest.auth.org is not None and wants is not is_of_key:
+        if self._manifest.auth.org is not None and wants is not _has_no_session:
             self._check_tenants()
 
     def _check_tenants(self) -> None:
@@ -166,11 +167,15 @@ class SessionWatch:
     def _check(self, families: list[str]) -> None:
         wall_s = self._clock.wall_ns() / NS_PER_S
         of_keys = [family for family in families if is_of_key(family)]
-        of_sessions = [family for family in families if not is_of_key(family)]
+        of_jwts = [family for family in families if is_of_jwt(family)]
+        of_sessions = [family for family in families if not _has_no_session(family)]
 
         def read(reader: Reader) -> dict[str, int]:
             ends = reader.family_ends(of_sessions) if of_sessions else {}
-            return {**ends, **family_ends(reader, self._manifest, of_keys, wall_s)}
+            return {
+                **ends, **family_ends(reader, self._manifest, of_keys, wall_s),
+                **jwt_ends(reader, self._manifest, of_jwts),
+            }
 
         ends = self._store.point(read)
         now_s = self._clock.monotonic_s()
@@ -189,3 +194,7 @@ class SessionWatch:
         if self._closed >= _CLOSES:
             self._closed = 0
             yield_to_loop()
+
+
+def _has_no_session(family: str) -> bool:
+    return is_of_key(family) or is_of_jwt(family)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pylon.bus.identity import IdentityAnswer
+from pylon.bus.identity import VERIFY_JWT, IdentityAnswer
 from workers.identity.flows import (
     account,
     account_export,
@@ -18,6 +18,7 @@ from workers.identity.flows import (
     email_verification,
     guests,
     invites,
+    jwts,
     linked_accounts,
     magic_codes,
     magic_links,
@@ -106,6 +107,8 @@ ACTIONS: Final[dict[str, Flow]] = {
     "passkeys": passkeys.list_passkeys,
     "passkey_rename": passkeys.rename_passkey,
     "passkey_delete": passkeys.delete_passkey,
+    "jwt_mint": jwts.mint,
+    "admin_jwt_mint": jwts.admin_mint,
     "audit": audit.list_own,
     "delete_account": account.delete_account,
     "export_account": account_export.export_account,
@@ -114,3 +117,6 @@ ACTIONS: Final[dict[str, Flow]] = {
     "audit_tenant": audit.list_of_tenant,
     "audit_all": audit.list_all,
 }
+
+# What other workers call by themselves, for no route.
+INNER_ACTIONS: Final[dict[str, Flow]] = {VERIFY_JWT: jwts.verify}

@@ -13,7 +13,7 @@ from pylon.api.identity.routes import ROUTE_BY_ACTION
 from pylon.auth.freshness import require_fresh
 from pylon.bus.identity import calls, encode
 from pylon.errors import NotFound, PylonError, Unavailable
-from workers.identity.actions import ACTIONS
+from workers.identity.actions import ACTIONS, INNER_ACTIONS
 from workers.identity.identity import Call, Identity
 
 
@@ -24,14 +24,15 @@ def execute(identity: Identity, command: bytes) -> bytes:
         PylonError: the error of the flow.
     """
     call = calls.decode(command)
-    flow = ACTIONS.get(call.action)
+    flow = ACTIONS.get(call.action) or INNER_ACTIONS.get(call.action)
     if flow is None:
         raise NotFound(f"No action {call.action!r}")
     try:
         if identity.app.clock.monotonic_s() > call.deadline_s:
             raise Unavailable("The request waited too long", hint="Try again in a moment")
         made = Call(call.body, call.params, call.facts)
-        if ROUTE_BY_ACTION[call.action].who == "fresh":
+        route = ROUTE_BY_ACTION.get(call.action)
+        if route is not None and route.who == "fresh":
             require_fresh(
                 made.caller, identity.app.manifest.auth.reauth_s, identity.app.clock,
                 identity.store.point,

@@ -24,6 +24,7 @@ from pylon.clock import NS_PER_S
 from pylon.mail.outbox import Mails
 from pylon.storage.interface import Store
 from workers.identity.hashing import HashPool
+from workers.identity.jwts import Jwts
 from workers.identity.providers.client import Provider
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Identity:
     rules: PasswordRules
     issuer: SessionIssuer
     providers: Mapping[str, Provider]  # by name
+    jwts: Jwts
     mails: Mails
     wake_mail: Callable[[], None]  # after the commit of a mail
     send_signal: Callable[[Signal], None]

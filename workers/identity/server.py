@@ -113,7 +113,9 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
         app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
         hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
         keys=keys, rules=make_rules(app), issuer=session_issuer(app),
-        providers=clients.make_providers(app), mails=mails, wake_mail=woken.set,
+        providers=clients.make_providers(app),
+        jwts=importlib.import_module("workers.identity.jwts").make_jwts(app.config, app.clock),
+        mails=mails, wake_mail=woken.set,
         send_signal=SignalSender(booted.runtime).send,
     )
 

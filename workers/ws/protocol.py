@@ -30,7 +30,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from pylon.auth.api_keys import is_api_key
 from pylon.auth.origin import Origins
-from pylon.auth.tokens import UnprivilegedToken
+from pylon.auth.tokens import UnprivilegedToken, is_jwt
 from pylon.errors import BadUpgrade, PylonError
 from workers.hub import refusals
 from workers.hub.request import Request
@@ -88,8 +88,8 @@ class Handshakes:
         token = request.bearer
         if token is None:
             token = token_of(item)
-            if token is not None and is_api_key(token):
-                token = UnprivilegedToken(token)  # keys count in the Authorization field only
+            if token is not None and (is_api_key(token) or is_jwt(token)):
+                token = UnprivilegedToken(token)  # these count in the Authorization field only
         if token is None and on_main_port:
             token = request.cookie_token(self.cookie_name, self.origins)
         deflate = None

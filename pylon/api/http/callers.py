@@ -18,20 +18,15 @@ from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value
 from pylon.auth.forwarded import client_address
 from pylon.auth.sessions import ANONYMOUS_CALLER
-from pylon.auth.tokens import UnprivilegedToken, bearer_token, check_bearer
+from pylon.auth.tokens import UnprivilegedToken, bearer_token
 from pylon.auth_context import Caller
 from pylon.errors import SessionExpired
 
 
 def token_of(req: falcon.Request, services: RequestServices) -> str | None:
-    """Return the token of the bearer header, or of the session cookie.
-
-    Raises:
-        InvalidApiKey, InvalidJwt: the header has such a credential, and it is bad.
-    """
+    """Return the token of the bearer header, or of the session cookie."""
     token = bearer_token(req.env.get("HTTP_AUTHORIZATION"))
     if token is not None:
-        check_bearer(token)
         return token
     return cookie_value(req.env.get("HTTP_COOKIE"), services.cookie.name)
 
@@ -40,8 +35,9 @@ def caller_of(req: falcon.Request, services: RequestServices) -> Caller:
     """Return the caller of the request.
 
     Raises:
-        InvalidApiKey, InvalidJwt: see `token_of`.
+        InvalidApiKey, InvalidJwt: the header has such a credential, and it is bad.
         StoreUnavailable: the session could not be read.
+        Unavailable: a JWT cannot be checked now.
         RateLimited: the user has sent too many requests.
     """
     env = req.env

@@ -1,7 +1,7 @@
 """The routes of sign-in: the action of the identity process that each one calls, and its callers.
 
-`ROUTES` is the only list; `mail_routes`, `user_routes`, `provider_routes` and `passkey_routes`
-have parts of it.
+`ROUTES` is the only list; `mail_routes`, `user_routes`, `provider_routes`, `passkey_routes`
+and `jwt_routes` have parts of it.
 `pylon.api.identity.forwarding` makes falcon resources of it, `pylon.openapi.identity` operations,
 and the identity process reads from it which actions need a fresh sign-in. A new flow is one line
 here, its body and its answer in a module of bodies, and one line in `workers.identity.actions`.
@@ -23,6 +23,7 @@ from pylon.api.identity import password_bodies as bodies
 from pylon.api.identity import totp_bodies as totp
 from pylon.api.identity.account_bodies import AccountDeleted, AccountExport, AuditEntry
 from pylon.api.identity.guest_bodies import UPGRADE, Upgraded
+from pylon.api.identity.jwt_routes import JWT_ROUTES
 from pylon.api.identity.mail_routes import MAIL_ROUTES
 from pylon.api.identity.passkey_routes import PASSKEY_ROUTES
 from pylon.api.identity.provider_routes import PROVIDER_ROUTES
@@ -276,6 +277,7 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
     ),
     *PROVIDER_ROUTES,
     *PASSKEY_ROUTES,
+    *JWT_ROUTES,
 )
 PAGES: Final = "/auth/"  # of our own sign-in page (`pylon.api.identity.sign_in_page`)
 ROUTE_BY_ACTION: Final = {route.action: route for route in ROUTES}
