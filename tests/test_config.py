@@ -20,7 +20,7 @@ DATABASE = {"DATABASE_URL": "postgres://db/app", "PYLON_SECRET_KEY": bytes(range
 
 def test_the_table_and_the_config_have_the_same_fields() -> None:
     fields = [field.name for field in dataclasses.fields(config.Config)]
-    families = ["sign_in_providers", "email_templates"]
+    families = ["sign_in_providers", "email_templates", "bucket_access"]
     assert [*(setting.field for setting in settings.SETTINGS), *families] == fields
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import click
 
+from pylon.archive.hook import HookEvent, call_hook
 from pylon.archive.interface import Archive
 from pylon.archive.url import open_archive
 from pylon.cli.output import note
+from pylon.clock import SystemClock
 from pylon.config import Config
-from pylon.errors import BackupRefused
+from pylon.disk_errors import describe_os_error
+from pylon.errors import BackupRefused, PylonError
 from pylon.storage.bundle.encrypted import read_identities
 from pylon.storage.bundle.point_in_time import PointInTime, PointInTimeReader, restore_workspace
 from pylon.storage.factory import open_store
@@ -100,6 +103,21 @@ def target_json(made: PointInTime) -> dict[str, object]:
         "snapshot_at": show_time(target.snapshot.name.at_ms), "segments": len(target.segments),
         "gap": target.gap,
     }
+
+
+def text_of(error: PylonError | OSError) -> str:
+    """Return the text of an error, for people."""
+    return error.message if isinstance(error, PylonError) else describe_os_error(error)
+
+
+def tell_hook(config: Config, step: str, place: str, error: str) -> None:
+    """Tell PYLON_BACKUP_HOOK that a step of a backup failed."""
+    if config.backup_hook is None:
+        return
+    at = show_time(SystemClock().wall_ns() // 1_000_000)
+    problem = call_hook(config.backup_hook, HookEvent("backup.failed", step, error, place, at))
+    if problem is not None:
+        note(f"warning: PYLON_BACKUP_HOOK failed: {problem}")
 
 
 def _note_waiting(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""`pylonctl backup DIR` and `pylonctl backup verify DIR`: make and check backup bundles.
+"""`pylonctl backup DIR`: makes backup bundles. `pylon.cli.backup_verbs` has the other verbs.
 
 This process always makes the copy. So DIR can be any folder that the operator may write to, and
 belongs to them, whatever sandbox the server runs in. `pylonctl` reports its progress to a running
@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -27,7 +27,9 @@ from typing import Final
 import click
 
 from pylon.auth.secret_key import key_file_of
-from pylon.cli.bundle_options import opening_options, read_decryption, read_encryption
+from pylon.cli.archives import tell_hook, text_of
+from pylon.cli.backup_verbs import VerbOptions, drill, list_archive, prune, verify
+from pylon.cli.bundle_options import opening_options, read_encryption
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
@@ -35,30 +37,43 @@ from pylon.clock import NS_PER_S, SystemClock
 from pylon.config import Config
 from pylon.control import ControlDialogue
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
-from pylon.errors import BackupRefused, NotRunning, Unavailable
+from pylon.errors import BackupRefused, NotRunning, PylonError, Unavailable
 from pylon.storage.backend import Backend
-from pylon.storage.backups import BackupManager, BackupRecord, BackupReport, Progress
-from pylon.storage.bundle.contents import SQLITE, read_contents
+from pylon.storage.backups import BackupRecord, BackupReport, Progress
 from pylon.storage.bundle.encrypted import (
     Encryption,
     create_encrypted,
-    is_encrypted,
     make_workspace,
-    open_encrypted,
 )
 from pylon.storage.bundle.record import write_record
-from pylon.storage.factory import open_dump_backups, open_store, open_store_at
+from pylon.storage.factory import open_store
 
 _clock = SystemClock()
+_VERBS: Final = {"verify": verify, "list": list_archive, "drill": drill, "prune": prune}
 _PROGRESS_EVERY_S: Final = 0.2
 
 
 @click.command()
-@click.argument("words", nargs=-1, required=True, metavar="DIR | verify DIR")
+@click.argument(
+    "words", nargs=-1, required=True,
+    metavar="DIR | verify DIR|URL | list [URL] | drill [DIR|URL] | prune [DIR|URL]",
+)
 @click.option(
     "--deep", is_flag=True,
-    help="verify: also restore a bundle of PostgreSQL into a database of its own, on the server of "
-    "DATABASE_URL, and compare every table.",
+    help="verify: also restore the bundle into a scratch place, and compare every table. On "
+    "PostgreSQL that is a database of its own, on the server of DATABASE_URL.",
+)
+@click.option(
+    "--at", metavar="TIME", help="verify URL: the newest commit at or before a time."
+)
+@click.option("--dry-run", is_flag=True, help="prune: say what would go, and delete nothing.")
+@click.option(
+    "--keep", metavar="RULES",
+    help="prune: in place of PYLON_BACKUP_KEEP, as days=7,daily=14,weekly=8,monthly=12.",
+)
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="drill: where the report goes; default is drills in the data directory.",
 )
 @click.option(
     "--encrypt", is_flag=True, help="Encrypt the bundle with a passphrase (format: age)."
@@ -70,60 +85,50 @@ _PROGRESS_EVERY_S: Final = 0.2
 @opening_options
 @dev_flag
 @json_flag
+@click.pass_context
 def backup(
-    words: tuple[str, ...], deep: bool, encrypt: bool, recipient: tuple[str, ...],
+    ctx: click.Context, words: tuple[str, ...], deep: bool, at: str | None, dry_run: bool,
+    keep: str | None, report: Path | None, encrypt: bool, recipient: tuple[str, ...],
     passphrase_file: Path | None, identity: Path | None, dev: bool,
 ) -> None:
-    """Write a backup bundle to DIR, also while the server runs; or verify the one in DIR."""
-    if words[0] == "verify" and len(words) == 2:
+    """Write a backup bundle to DIR, also while the server runs.
+
+    verify checks a bundle, or restores the continuous backup at URL into a scratch place. list
+    shows what such a backup brings back. drill restores the newest backup into a scratch place, and
+    leaves a report; exit code 1 if a step fails. prune deletes what PYLON_BACKUP_KEEP does not
+    keep: of an archive, or the bundles below a folder. URL defaults to PYLON_BACKUP_URL.
+    """
+    verb = _VERBS.get(words[0])
+    if verb is not None and len(words) <= 2 and (len(words) == 2 or words[0] != "verify"):
         if encrypt or recipient:
-            raise click.UsageError("--encrypt and --recipient are not of: verify FOLDER")
-        source = Path(words[1])
-        data_dir = read_settings(dev=dev).config.data_dir if is_encrypted(source) else None
-        with end_by_signals(), open_bundle(source, data_dir, passphrase_file, identity) as plain:
-            report = _backups_for(plain, deep=deep, dev=dev).verify(plain, deep=deep)
-        report = replace(report, source=str(source))
-        result(report.to_json(), f"{words[1]} is sound: seq {report.seq}, made {report.created_at}")
-        return
-    if identity is not None:
-        raise click.UsageError("--identity is of: verify FOLDER")
-    if deep:
-        raise click.UsageError("--deep is of: verify FOLDER --deep")
+            raise click.UsageError(f"--encrypt and --recipient are not of: {words[0]}")
+        options = VerbOptions(
+            words[1] if len(words) == 2 else None, deep, at, dry_run, keep, report,
+            passphrase_file, identity, dev,
+        )
+        with end_by_signals():
+            ctx.exit(verb(options))
+    given = {"--identity": identity, "--at": at, "--keep": keep, "--report": report,
+             "--deep": deep or None, "--dry-run": dry_run or None}
+    for name, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"{name} is not of a backup to a folder; see --help")
     if len(words) != 1:
-        raise click.UsageError("give one folder, or: verify FOLDER")
+        raise click.UsageError("give one folder, or: verify, list, drill or prune, and a source")
     target = Path(words[0]).absolute()
     config = read_settings(dev=dev).config
     encryption = read_encryption(
         encrypt=encrypt, recipients=recipient, passphrase_file=passphrase_file
     )
     with end_by_signals():
-        made = _make_backup(config, _Bundle(config, open_store(config), target, encryption))
+        try:
+            made = _make_backup(config, _Bundle(config, open_store(config), target, encryption))
+        except (PylonError, OSError) as ex:
+            tell_hook(config, "bundle", str(target), text_of(ex))
+            raise
     if not made.secret_key:
         note(_missing_key_text(config))
     result(made.to_json(), f"{target}: seq {made.seq}, {made.size_bytes} bytes")
-
-
-@contextmanager
-def open_bundle(
-    source: Path, data_dir: Path | None, passphrase_file: Path | None, identity: Path | None
-) -> Iterator[Path]:
-    """Give the bundle in clear: `source` itself, or a copy that is removed after the block.
-
-    Args:
-        data_dir: where the copy may be; None: in the system's folder for temporary files.
-
-    Raises:
-        BackupRefused: what opens it is not given. BackupInvalid: it does not open.
-    """
-    if not is_encrypted(source):
-        if passphrase_file is not None or identity is not None:
-            raise BackupRefused(f"{source} is no encrypted bundle: leave the option out")
-        yield source
-        return
-    decryption = read_decryption(source, passphrase_file=passphrase_file, identity=identity)
-    with make_workspace(data_dir) as plain:
-        open_encrypted(source, decryption, plain)
-        yield plain
 
 
 def _missing_key_text(config: Config) -> str:
@@ -161,23 +166,6 @@ class _Bundle:
             return create(self.target)
         with make_workspace(self.config.data_dir) as plain:
             return create_encrypted(self.target, self.encryption, plain, create)
-
-
-def _backups_for(source: Path, *, deep: bool, dev: bool) -> BackupManager:
-    """Return the manager that can check a bundle. Only the deep check of one of PostgreSQL needs a
-    server, and so the settings.
-
-    Raises:
-        BackupRefused: no server is named.
-    """
-    if not source.is_dir() or read_contents(source).store == SQLITE:
-        return open_store_at(source).backups
-    if not deep:
-        return open_dump_backups()
-    config = read_settings(dev=dev).config
-    if config.database_url is None:
-        raise BackupRefused("--deep restores the bundle on a server: set DATABASE_URL")
-    return open_store(config).backups
 
 
 def _make_backup(config: Config, bundle: _Bundle) -> BackupReport:

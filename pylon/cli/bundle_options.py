@@ -7,7 +7,8 @@ user of the machine could read it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,7 +18,10 @@ from pylon.errors import BackupRefused
 from pylon.storage.bundle.encrypted import (
     Decryption,
     Encryption,
+    is_encrypted,
+    make_workspace,
     needs_passphrase,
+    open_encrypted,
     read_identities,
 )
 
@@ -72,6 +76,29 @@ def read_decryption(
             f"{source} was encrypted for age recipients: give an identity file (--identity)"
         )
     return Decryption(_read_passphrase(passphrase_file, is_new=False))
+
+
+@contextmanager
+def open_bundle(
+    source: Path, data_dir: Path | None, passphrase_file: Path | None, identity: Path | None
+) -> Iterator[Path]:
+    """Give the bundle in clear: `source` itself, or a copy that is removed after the block.
+
+    Args:
+        data_dir: where the copy may be; None: in the system's folder for temporary files.
+
+    Raises:
+        BackupRefused: what opens it is not given. BackupInvalid: it does not open.
+    """
+    if not is_encrypted(source):
+        if passphrase_file is not None or identity is not None:
+            raise BackupRefused(f"{source} is no encrypted bundle: leave the option out")
+        yield source
+        return
+    decryption = read_decryption(source, passphrase_file=passphrase_file, identity=identity)
+    with make_workspace(data_dir) as plain:
+        open_encrypted(source, decryption, plain)
+        yield plain
 
 
 def _read_passphrase(path: Path | None, *, is_new: bool) -> str:

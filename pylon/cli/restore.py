@@ -23,8 +23,8 @@ from pylon.cli.archives import (
     point_in_time,
     target_json,
 )
-from pylon.cli.backup import end_by_signals, open_bundle
-from pylon.cli.bundle_options import opening_options
+from pylon.cli.backup import end_by_signals
+from pylon.cli.bundle_options import open_bundle, opening_options
 from pylon.cli.output import ERROR, OK, ask_operator, json_flag, note, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config

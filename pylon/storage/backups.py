@@ -55,6 +55,8 @@ class VerifyReport:
     created_at: str
     files: int
     size_bytes: int
+    secret_key: bool = False  # whether it has the key file
+    rows: int = 0  # of all tables, on SQLite
 
     def to_json(self) -> dict[str, Any]:
         return {"ok": True, **asdict(self)}
@@ -157,8 +159,7 @@ class BackupManager(Protocol):
         """Check every byte of a bundle.
 
         Args:
-            deep: also restore it beside the data, and compare every table, where the plain check
-                does not read the rows.
+            deep: also restore it into a scratch place, and compare every table there.
 
         Raises:
             BackupInvalid: says which file, and what is wrong with it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pylon import __version__
+from pylon.data_dir import KEY_FILE
 from pylon.errors import BackupInvalid
 from pylon.storage.backups import VerifyReport
 from pylon.storage.bundle.contents import (
@@ -63,6 +64,7 @@ def report_of(source: Path, contents: Contents) -> VerifyReport:
         created_at=contents.created_at,
         files=len(contents.files),
         size_bytes=contents.size_bytes,
+        secret_key=KEY_FILE in contents.files,
     )
 
 

@@ -46,7 +46,7 @@ def plan_prune(generations: Sequence[Generation], rules: KeepRules, now_ms: int)
     every: list[Key] = [(each.name, snap) for each in generations for snap in each.snapshots]
     window_ms = now_ms - rules.days * _DAY_MS
     base = _find_base(every, window_ms)
-    kept = _choose(every, rules, window_ms)
+    kept = choose_kept([(_label(key), key[1].name.at_ms) for key in every], rules, now_ms)
     if base is not None:
         kept.add(_label(base))
     objects: list[ArchivedObject] = []
@@ -77,10 +77,11 @@ def _find_base(every: Sequence[Key], window_ms: int) -> Key | None:
     return before[-1] if before else None
 
 
-def _choose(every: Sequence[Key], rules: KeepRules, window_ms: int) -> set[str]:
-    """Return the labels of the snapshots that rules keep."""
-    kept = {_label(key) for key in every if key[1].name.at_ms > window_ms}
-    kept |= {_label(key) for key in every[-1:]}
+def choose_kept(times: Sequence[tuple[str, int]], rules: KeepRules, now_ms: int) -> set[str]:
+    """Return the labels that the rules keep, of labels and their Unix times in ms, oldest first."""
+    window_ms = now_ms - rules.days * _DAY_MS
+    kept = {label for label, at_ms in times if at_ms > window_ms}
+    kept |= {label for label, _ in times[-1:]}
     periods: tuple[tuple[int, Callable[[datetime], object]], ...] = (
         (rules.daily, lambda at: at.date()),
         (rules.weekly, lambda at: at.isocalendar()[:2]),
@@ -88,8 +89,8 @@ def _choose(every: Sequence[Key], rules: KeepRules, window_ms: int) -> set[str]:
     )
     for count, period_of in periods:
         newest: dict[object, str] = {}
-        for key in every:  # oldest first
-            newest[period_of(_time(key[1].name.at_ms))] = _label(key)
+        for label, at_ms in times:
+            newest[period_of(_time(at_ms))] = label
         kept |= set(list(newest.values())[len(newest) - min(count, len(newest)):])
     return kept
 

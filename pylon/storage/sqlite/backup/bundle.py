@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
 from pylon.errors import BackupInvalid
-from pylon.storage.bundle.contents import DATA_FILES, SQLITE, Facts
+from pylon.storage.bundle.contents import DATA_FILES, SQLITE, Facts, TableEntry
 from pylon.storage.sqlite import log, meta
 
 DATABASE: Final = DATA_FILES[SQLITE]
@@ -51,7 +51,24 @@ def check_copy(path: Path) -> Facts:
     """
     with open_unchanging(path) as conn:
         check_integrity(conn)
-        return replace(read_facts(conn), server_version=apsw.sqlite_lib_version())
+        tables = {name: TableEntry(rows, "") for name, rows in count_rows(conn).items()}
+        return replace(
+            read_facts(conn), server_version=apsw.sqlite_lib_version(), tables=tables
+        )
+
+
+def count_rows(conn: apsw.Connection) -> dict[str, int]:
+    """Return the number of rows of each table, without those that SQLite or FTS5 keep."""
+    names = [str(name) for (name,) in conn.execute(
+        "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type = 'table' "
+        "AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+    )]
+    counts: dict[str, int] = {}
+    for name in names:
+        quoted = name.replace('"', '""')
+        found: Any = conn.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()
+        counts[name] = found[0]
+    return counts
 
 
 @contextmanager

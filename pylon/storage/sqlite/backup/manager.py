@@ -18,6 +18,7 @@ from pylon.storage.shipping.segment import Segment
 from pylon.storage.sqlite.backup.bundle import DATABASE, check_copy
 from pylon.storage.sqlite.backup.create import create_backup
 from pylon.storage.sqlite.backup.restore import restore_backup
+from pylon.storage.sqlite.backup.trial_restore import verify_deeply
 from pylon.storage.sqlite.backup.verify import verify_backup
 from pylon.storage.sqlite.shipping.replay import replay_segments
 
@@ -41,8 +42,8 @@ class SqliteBackups:
         )
 
     def verify(self, source: Path, *, deep: bool = False) -> VerifyReport:
-        """See `BackupManager`. SQLite's integrity check reads every row in any case."""
-        return verify_backup(source)
+        """See `BackupManager`. The scratch place is where temporary files are (TMPDIR)."""
+        return verify_deeply(source, self._clock) if deep else verify_backup(source)
 
     def replay(
         self, snapshot: Path, segments: Iterable[Segment], last_frame: int, target: Path

@@ -1,4 +1,4 @@
-"""SQLite bundle check: verifies the bundle, and the integrity and the head of its database.
+"""SQLite bundle check: verifies the bundle, and integrity, head and counts of its database.
 
 Invariant: the bundle is only read. Called by `manager`, for `pylonctl backup verify` and `pylonctl
 restore`, and by `restore` before its first change.
@@ -6,6 +6,7 @@ restore`, and by `restore` before its first change.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -31,6 +32,7 @@ def verify_backup(source: Path) -> VerifyReport:
             bundle.check_integrity(conn)
             refuse_newer(conn)
             facts = bundle.read_facts(conn)
+            counts = bundle.count_rows(conn)
     except apsw.Error as ex:
         raise BackupInvalid(
             f"{source / bundle.DATABASE} cannot be opened: {error_text(ex)}"
@@ -40,7 +42,13 @@ def verify_backup(source: Path) -> VerifyReport:
     stated = Facts(contents.seq, contents.lineage, contents.schema_hash)
     if facts != stated:
         raise BackupInvalid(f"the database is {_text(facts)}, {CONTENTS} says {_text(stated)}")
-    return report_of(source, contents)
+    # A bundle of an earlier version has no counts.
+    for name, entry in contents.tables.items():
+        if counts.get(name) != entry.rows:
+            raise BackupInvalid(
+                f"the table {name} has {counts.get(name)} rows, {CONTENTS} says {entry.rows}"
+            )
+    return replace(report_of(source, contents), rows=sum(counts.values()))
 
 
 def _text(facts: Facts) -> str:
