@@ -325,7 +325,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_LOG_MAX_BYTES", "log_max_bytes", _int(0, 1_099_511_627_776), "67108864",
             "Size at which the log file of `pylonctl start --detach` is rotated; five older files "
             "are kept. 0 means never."),
-    Setting("PYLON_SLOW_QUERY_S", "slow_query_s", _float(0.001, 3600), "0.25",
+    Setting("PYLON_ACCESS_LOG", "access_log", _float(0, 1), "0",
+            "Share of the requests that get a line in the log (request.answered): 0 none, 0.01 one "
+            "of a hundred, 1 all."),
+    Setting("PYLON_SLOW_QUERY_S", "slow_query_s", _float(0, 3600), "0.25",
             "A read of rows that takes longer is counted as slow, and logged without its values "
             "(query.slow)."),
 )

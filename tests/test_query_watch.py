@@ -51,7 +51,7 @@ def lines(capfd: Any) -> Iterator[Any]:
         return [line for line in found if line["event"] == "query.slow"]
 
     yield read
-    log.configure("pretty", "info", "", "")
+    log.configure("json", "info", "", "")
 
 
 def slow(clock: ManualClock, watch: QueryWatch, shape: str, elapsed_s: float) -> None:

@@ -120,7 +120,7 @@ def test_a_stream_that_its_client_leaves_is_measured_once_and_closed() -> None:
             ended.append("closed")
 
     observed: list[float] = []
-    stream = MeasuredStream(parts(), observed.append)
+    stream = MeasuredStream(parts(), [observed.append])
     assert next(stream) == b"abc"
     stream.close()
     stream.close()

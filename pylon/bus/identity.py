@@ -45,6 +45,7 @@ class CallFacts(msgspec.Struct, frozen=True, array_like=True):
     cookies: dict[str, str] = {}  # those of sign-in, by the short names of `pylon.auth.cookies`
     is_form: bool = False  # the body is a form of one of our own pages
     is_cross_site: bool = False  # a page of another site sent it or led here (Sec-Fetch-Site)
+    traceparent: str | None = None  # for requests that this one causes (`pylon.trace_context`)
 
     def __repr__(self) -> str:
         return f"CallFacts(user_id={self.auth.user_id!r})"

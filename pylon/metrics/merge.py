@@ -2,8 +2,9 @@
 
 A snapshot has the families that have changed since the worker's last one. Counters and histograms
 are summed over the processes of a role and never go back: the sums of a dead worker stay in its
-role. Gauges have the label `worker` and vanish with it. The supervisor keeps one `Merged`; it is
-not thread-safe by itself, the caller holds a lock.
+role. A bucket has the newest exemplar of the live workers. Gauges have the label `worker` and
+vanish with it. The supervisor keeps one `Merged`; it is not thread-safe by itself, the caller holds
+a lock.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from pylon.metrics.wire import Family, Sample
+from pylon.metrics.wire import Family, Sample, SampleExemplar
 
 _LabelKey = tuple[tuple[str, str], ...]
+_Exemplars = dict[tuple[str, str, _LabelKey], SampleExemplar]  # by role, sample name and labels
 _Sums = dict[tuple[str, _LabelKey], float]  # by sample name and labels
 _SHARED_WITH_SUPERVISOR = (
     "pylon_bus_messages_total", "pylon_bus_messages_dropped_total", "pylon_policy_lookups_total",
@@ -80,19 +82,24 @@ class Merged:
         """Return all families in the order first seen, with `own`, the supervisor's."""
         roles: dict[str, _Sums] = {role: dict(sums) for role, sums in self._dead.items()}
         gauges: dict[str, list[Sample]] = {}
+        exemplars: _Exemplars = {}
         for (role, worker), live in self._live.items():
             for family in live.families.values():
                 if family.kind == "gauge":
                     gauges.setdefault(family.name, []).extend(_labelled(family, role, worker))
                 else:
                     _add(roles.setdefault(role, {}), family.samples)
+                    if family.kind == "histogram":
+                        _take_newest(exemplars, role, family.samples)
         by_family: dict[str, list[Sample]] = {name: [] for name in self._known}
         for name, samples in gauges.items():
             by_family[name].extend(samples)
         owner = _owners(self._known.values())
         for role, sums in roles.items():
             for (name, labels), value in sums.items():
-                sample = Sample(name, {**dict(labels), "role": role}, value)
+                sample = Sample(
+                    name, {**dict(labels), "role": role}, value, exemplars.get((role, name, labels))
+                )
                 by_family[owner[name]].append(sample)
         out = {
             name: Family(name, family.help, family.kind, by_family[name])
@@ -116,6 +123,16 @@ def _add(sums: _Sums, samples: Iterable[Sample]) -> None:
     for sample in samples:
         key = (sample.name, tuple(sample.labels.items()))
         sums[key] = sums.get(key, 0.0) + sample.value
+
+
+def _take_newest(exemplars: _Exemplars, role: str, samples: Iterable[Sample]) -> None:
+    for sample in samples:
+        found = sample.exemplar
+        if found is not None:
+            key = (role, sample.name, tuple(sample.labels.items()))
+            known = exemplars.get(key)
+            if known is None or known.unix_s < found.unix_s:
+                exemplars[key] = found
 
 
 def _labelled(family: Family, role: str, worker: str) -> list[Sample]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from prometheus_client import Metric, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Exemplar
 
 from pylon.metrics.families.http import DERIVED_HELP
 from pylon.metrics.wire import Family, Sample
@@ -107,5 +108,9 @@ class _Page:
             name = family.name.removesuffix("_total") if is_counter else family.name
             metric = Metric(name, family.help, family.kind)
             for sample in family.samples:
-                metric.add_sample(sample.name, sample.labels, sample.value)
+                found = sample.exemplar
+                exemplar = None if found is None else Exemplar(
+                    found.labels, found.value, found.unix_s
+                )
+                metric.add_sample(sample.name, sample.labels, sample.value, exemplar=exemplar)
             yield metric

@@ -19,10 +19,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client import Metric
+from prometheus_client.samples import Exemplar
 
 from pylon.metrics import values
 from pylon.metrics.registries import SUPERVISOR, WORKER
-from pylon.metrics.wire import Family, Sample
+from pylon.metrics.wire import Family, Sample, SampleExemplar
 
 _GAUGES: Final = frozenset(metric.name for metric in WORKER.collect() if metric.type == "gauge")
 _SUFFIXES: Final = ("", "_total", "_bucket", "_count", "_sum")  # of a family's samples
@@ -58,11 +59,17 @@ def reset() -> None:
     values.reset()
 
 
+def _exemplar_of(exemplar: Exemplar | None) -> SampleExemplar | None:
+    if exemplar is None:
+        return None
+    return SampleExemplar(exemplar.labels, exemplar.value, float(exemplar.timestamp or 0))
+
+
 def _families(metrics: Iterable[Metric]) -> list[Family]:
     out = []
     for metric in metrics:
         samples = [
-            Sample(sample.name, sample.labels, sample.value)
+            Sample(sample.name, sample.labels, sample.value, _exemplar_of(sample.exemplar))
             for sample in metric.samples if not sample.name.endswith("_created")
         ]
         if samples:

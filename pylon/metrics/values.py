@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from time import time
 from typing import Any, Final
 
 from prometheus_client import Counter, Histogram, values
+from prometheus_client.samples import Exemplar
 
 _PREFIX: Final = "pylon_"
 
@@ -33,7 +35,7 @@ class PlainValue:
 
     _multiprocess = False
 
-    __slots__ = ("_metric", "_value")
+    __slots__ = ("_exemplar", "_metric", "_value")
 
     def __init__(self, metric: str) -> None:
         """
@@ -42,6 +44,7 @@ class PlainValue:
         """
         self._metric = metric
         self._value = 0.0
+        self._exemplar: Exemplar | None = None
         _pending.add(metric)
         _all.append(self)
 
@@ -56,11 +59,11 @@ class PlainValue:
     def get(self) -> float:
         return self._value
 
-    def set_exemplar(self, exemplar: object) -> None:
-        """Ignore it: our metrics have no exemplars."""
+    def set_exemplar(self, exemplar: Exemplar | None) -> None:
+        self._exemplar = exemplar
 
-    def get_exemplar(self) -> None:
-        return None
+    def get_exemplar(self) -> Exemplar | None:
+        return self._exemplar
 
 
 class PlainCounter(Counter):
@@ -76,12 +79,18 @@ class PlainCounter(Counter):
 class PlainHistogram(Histogram):
     """A histogram of plain values. A histogram with labels observes in its children only."""
 
-    def observe(self, amount: float, exemplar: object = None) -> None:
-        """Count `amount` in its bucket. Ignore `exemplar`."""
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Count `amount` in its bucket.
+
+        Args:
+            exemplar: the labels of an example, which replaces the bucket's last one.
+        """
         total: PlainValue = self._sum
         bucket: PlainValue = self._buckets[bisect_left(self._upper_bounds, amount)]
         total._value += amount
         bucket._value += 1
+        if exemplar is not None:
+            bucket._exemplar = Exemplar(exemplar, amount, time())
         _pending.add(total._metric)
 
 
@@ -113,3 +122,4 @@ def reset() -> None:
     """Set every number to 0 and name every metric as changed."""
     for value in _all:
         value.set(0.0)
+        value.set_exemplar(None)

@@ -8,12 +8,21 @@ from __future__ import annotations
 import msgspec
 
 
+class SampleExemplar(msgspec.Struct, frozen=True, array_like=True):
+    """An example of what a bucket has counted: the labels that name it, its value, its time."""
+
+    labels: dict[str, str]
+    value: float
+    unix_s: float
+
+
 class Sample(msgspec.Struct, frozen=True, array_like=True):
     """One line of the metrics page."""
 
     name: str
     labels: dict[str, str]
     value: float
+    exemplar: SampleExemplar | None = None  # of a bucket
 
 
 class Family(msgspec.Struct, frozen=True, array_like=True):

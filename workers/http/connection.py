@@ -317,10 +317,7 @@ class Connection:
         if isinstance(ex, PylonError):
             refused = RequestError(ex.status, ex.message)
         else:
-            _log.exception(
-                "request.defect", error=ex, method=environ["REQUEST_METHOD"],
-                path=environ["PATH_INFO"],
-            )
+            _log.exception("request.defect", error=ex, method=environ["REQUEST_METHOD"])
             refused = RequestError(500, "Internal error")
         self._refuse(refused, with_body=environ["REQUEST_METHOD"] != "HEAD")
 

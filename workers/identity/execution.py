@@ -13,6 +13,7 @@ from pylon.api.identity.routes import ROUTE_BY_ACTION
 from pylon.auth.freshness import require_fresh
 from pylon.bus.identity import calls, encode
 from pylon.errors import NotFound, PylonError, Unavailable
+from pylon.trace_context import outgoing
 from workers.identity.actions import ACTIONS, INNER_ACTIONS
 from workers.identity.identity import Call, Identity
 
@@ -37,6 +38,7 @@ def execute(identity: Identity, command: bytes) -> bytes:
                 made.caller, identity.app.manifest.auth.reauth_s, identity.app.clock,
                 identity.store.point,
             )
+        outgoing.set(call.facts.traceparent)  # of this greenlet, which has this call only
         answer = flow(identity, made)
     except PylonError as ex:
         metrics.IDENTITY_CALLS.labels(call.action, ex.code).inc()

@@ -1,6 +1,7 @@
 """HTTP for all resources: middleware, routing, callers, bodies, responses.
 
     middleware    runs before and after each request: ids, CSRF, headers, metrics, the access log
+    access_log    a line for a share of the requests
     request_metrics  counts requests by route, errors by code, sizes of bodies
     routing       paths with an encoded slash
     callers       the caller and the address of a request

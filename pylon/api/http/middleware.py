@@ -1,12 +1,13 @@
 """The middleware: runs before and after every request, whatever its route.
 
-Before: it marks a path with an encoded slash (`routing`), takes or makes the request id, clears
-two session cookies that differ, answers a CORS preflight, and checks the origin, and with a session
-cookie the type of the body (CSRF); once the route is known, the names of the query parameters, and
-whether an API key reaches the route (`route_access`).
+Before: it marks a path with an encoded slash (`routing`), takes or makes the request id, takes the
+trace of the request (`pylon.trace_context`), clears two session cookies that differ, answers a CORS
+preflight, and checks the origin, and with a session cookie the type of the body (CSRF); once the
+route is known, the names of the query parameters, and whether an API key reaches the route
+(`route_access`).
 After: it sets the session cookie again whose session this use prolongs, the security and CORS
-headers, and `no-store` on responses of the API. It counts the request (`request_metrics`), and logs
-a request that was slow.
+headers, and `no-store` on responses of the API. It counts the request (`request_metrics`), writes a
+line of the access log (`access_log`), and logs a request that was slow.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 
@@ -18,12 +19,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final
 
 import falcon
 
 from pylon import limits
-from pylon.api.http.callers import address_of, caller_of
+from pylon.api.http.access_log import AccessLog, line_of
+from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import check_names
 from pylon.api.http.request_metrics import RequestMetrics
 from pylon.api.http.route_access import RouteAccess
@@ -36,6 +39,7 @@ from pylon.auth.response_headers import api_headers, fixed_headers
 from pylon.auth.tokens import bearer_token
 from pylon.errors import RequestQuarantined
 from pylon.log import get_logger
+from pylon.trace_context import TraceContext, parse_traceparent
 
 _log = get_logger("http")
 
@@ -64,6 +68,9 @@ class RequestMiddleware:
         # (`RequestServices.request_id_prefix`) and a counter of eight digits.
         self._ids = itertools.count(1)
         self._metrics = RequestMetrics()
+        self._access_log = AccessLog(
+            services.app.config.access_log, self._clock, services.app.random
+        )
         self._log_all = _log.enabled("debug")
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -78,6 +85,9 @@ class RequestMiddleware:
         else:
             prefix = self._services.request_id_prefix
             context.request_id = f"{prefix}{next(self._ids) & 0xFFFFFFFF:08x}"
+        traceparent = env.get("HTTP_TRACEPARENT")
+        if traceparent is not None:
+            context.trace = parse_traceparent(traceparent)
         if "pylon.quarantined" in env:
             raise RequestQuarantined(
                 "A request like this one has ended server processes; it is refused for now",
@@ -163,23 +173,19 @@ class RequestMiddleware:
             return
         elapsed_s = self._clock.monotonic_s() - context.started_s
         if path not in _PROBES:
-            self._metrics.count(req, resp, elapsed_s)
+            trace: TraceContext | None = getattr(context, "trace", None)
+            finish = None
+            if self._access_log.takes():
+                finish = partial(self._access_log.write, req, resp)
+            self._metrics.count(
+                req, resp, elapsed_s,
+                {"trace_id": trace.trace_id} if trace is not None and trace.is_sampled else None,
+                finish,
+            )
         if elapsed_s > limits.SLOW_REQUEST_S:
-            _log.warning("request.slow", **self._line(req, resp, elapsed_s))
+            _log.warning("request.slow", **line_of(req, resp, elapsed_s))
         elif self._log_all:
-            _log.debug("request", **self._line(req, resp, elapsed_s))
-
-    def _line(
-        self, req: falcon.Request, resp: falcon.Response, elapsed_s: float
-    ) -> dict[str, Any]:
-        return {
-            "request_id": req.context.request_id,
-            "method": req.method,
-            "path": req.path,
-            "status": resp.status_code,
-            "ms": round(elapsed_s * 1000, 1),
-            "client": address_of(req, self._services),
-        }
+            _log.debug("request", **line_of(req, resp, elapsed_s))
 
 
 def _sets_cookie(resp: falcon.Response) -> bool:

@@ -16,7 +16,7 @@ under gevent). Count and duration alone, without sizes, take 0.5 us.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import falcon
@@ -27,8 +27,10 @@ NO_ROUTE: Final = "none"
 _OTHER: Final = "OTHER"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PATCH", "PUT", "DELETE", "OPTIONS"})
 
+Finish = Callable[[int], None]
 _Count = Callable[[], None]
 _Observe = Callable[[float], None]
+_ObserveDuration = Callable[[float, dict[str, str] | None], None]
 _Key = tuple[str | None, str, object]
 
 
@@ -36,7 +38,7 @@ class _Children(NamedTuple):
     """The methods of the metric children of one route, method and status."""
 
     add: _Count
-    observe_duration: _Observe
+    observe_duration: _ObserveDuration
     observe_request_bytes: _Observe
     observe_response_bytes: _Observe
 
@@ -51,7 +53,7 @@ class RequestMetrics(dict[_Key, _Children]):
     def __missing__(self, key: _Key) -> _Children:
         template, method, status = key
         route = template if template is not None else NO_ROUTE
-        known = method if method in _METHODS else _OTHER
+        known = method_label(method)
         children = _Children(
             metrics.HTTP_REQUESTS.labels(route=route, method=known, status=str(status)[:3]).inc,
             metrics.HTTP_DURATION.labels(route=route).observe,
@@ -62,43 +64,58 @@ class RequestMetrics(dict[_Key, _Children]):
             self[key] = children
         return children
 
-    def count(self, req: falcon.Request, resp: falcon.Response, elapsed_s: float) -> None:
-        """Count a request that has its response."""
+    def count(
+        self, req: falcon.Request, resp: falcon.Response, elapsed_s: float,
+        exemplar: dict[str, str] | None = None, finish: Finish | None = None,
+    ) -> None:
+        """Count a request that has its response.
+
+        Args:
+            exemplar: the labels that name the request in OpenMetrics, if a trace follows it.
+            finish: gets the size of the body in bytes, at the end of a streamed response.
+        """
         method = req.method
         add, observe_duration, observe_request_bytes, observe_response_bytes = self[
             req.uri_template, method, resp.status
         ]
         add()
-        observe_duration(elapsed_s)
+        observe_duration(elapsed_s, exemplar)
         if method not in ("GET", "HEAD"):
             body = req.env.get("pylon.body")
-            size_bytes = len(body) if body is not None else req.content_length
-            if size_bytes:
-                observe_request_bytes(size_bytes)
+            asked_bytes = len(body) if body is not None else req.content_length
+            if asked_bytes:
+                observe_request_bytes(asked_bytes)
         data = resp.data
-        if data is not None:
-            observe_response_bytes(len(data) if method != "HEAD" else 0)
-        elif resp.stream is None or method == "HEAD":
-            observe_response_bytes(0)
+        if method == "HEAD":
+            size_bytes = 0
+        elif data is not None:
+            size_bytes = len(data)
         elif isinstance(resp.stream, Iterator):
-            resp.stream = MeasuredStream(resp.stream, observe_response_bytes)
-        else:  # a file
-            observe_response_bytes(int(resp.get_header("content-length") or 0))
+            observers = [observe_response_bytes] if finish is None else [
+                observe_response_bytes, finish
+            ]
+            resp.stream = MeasuredStream(resp.stream, observers)
+            return
+        else:  # a file, or nothing
+            size_bytes = int(resp.get_header("content-length") or 0) if resp.stream else 0
+        observe_response_bytes(size_bytes)
+        if finish is not None:
+            finish(size_bytes)
 
 
 class MeasuredStream:
     """A streamed body that reports its size once, at its end or when the client is gone."""
 
-    __slots__ = ("_observe", "_size_bytes", "_source")
+    __slots__ = ("_observers", "_size_bytes", "_source")
 
-    def __init__(self, source: Iterator[bytes], observe: _Observe) -> None:
+    def __init__(self, source: Iterator[bytes], observers: Sequence[Finish]) -> None:
         """
         Args:
             source: the parts; its `close` is called if it has one.
-            observe: gets the bytes that were yielded.
+            observers: each gets the number of bytes that were yielded.
         """
         self._source = source
-        self._observe: _Observe | None = observe
+        self._observers = observers
         self._size_bytes = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -111,12 +128,17 @@ class MeasuredStream:
 
     def close(self) -> None:
         """Report the size, and close the source. The server calls it after the last part too."""
-        observe, self._observe = self._observe, None
-        if observe is not None:
+        observers, self._observers = self._observers, ()
+        for observe in observers:
             observe(self._size_bytes)
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
+
+
+def method_label(method: str) -> str:
+    """Return a method as labels and log lines have it: a known one, or ``OTHER``."""
+    return method if method in _METHODS else _OTHER
 
 
 _errors: Final[dict[str, _Count]] = {}  # by code

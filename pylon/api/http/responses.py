@@ -15,7 +15,7 @@ from typing import Any, Final
 import falcon
 import orjson
 
-from pylon.api.http.request_metrics import count_error
+from pylon.api.http.request_metrics import NO_ROUTE, count_error
 from pylon.errors import (
     InternalError,
     InvalidData,
@@ -52,7 +52,9 @@ def on_pylon_error(
 ) -> None:
     """Send the envelope of an error of ours."""
     if isinstance(ex, InternalError):
-        _log.error("request.internal_error", request_id=_id(req), path=req.path, error=ex.message)
+        _log.error(
+            "request.internal_error", request_id=_id(req), route=_route(req), error=ex.message
+        )
         ex = InternalError("Internal error", hint=_log_hint(req))
     count_error(ex.code)
     resp.stream = None
@@ -89,7 +91,8 @@ def on_defect(
 ) -> None:
     """Send a 500 for an unexpected exception, and log its traceback."""
     _log.exception(
-        "request.defect", error=ex, request_id=_id(req), method=req.method, path=req.path
+        "request.defect", error=ex, request_id=_id(req), method=req.method,
+        route=_route(req),
     )
     count_error(InternalError.code)
     resp.stream = None
@@ -99,6 +102,10 @@ def on_defect(
 
 def _log_hint(req: falcon.Request) -> str:
     return f"The server's log has the details under request id {_id(req)}"
+
+
+def _route(req: falcon.Request) -> str:
+    return req.uri_template or NO_ROUTE
 
 
 def _id(req: falcon.Request) -> str:

@@ -41,6 +41,7 @@ from pylon.errors import (
     PayloadTooLarge,
 )
 from pylon.rates import address_subject
+from pylon.trace_context import TraceContext
 
 _FORM_TYPE: Final = "application/x-www-form-urlencoded"
 _FORM_FIELDS: Final = 32
@@ -156,6 +157,7 @@ def facts_of(
 ) -> CallFacts:
     """Return what the identity process is told of a request."""
     origin = req.env.get("HTTP_ORIGIN")
+    trace: TraceContext | None = getattr(req.context, "trace", None)
     has_header = bearer_token(req.env.get("HTTP_AUTHORIZATION")) is not None
     return CallFacts(
         auth=caller.auth, session_id=caller.session_id,
@@ -166,6 +168,7 @@ def facts_of(
         cookies=identity_cookies(req.env.get("HTTP_COOKIE"), services.requests.cookie.name),
         is_form=is_form,
         is_cross_site=req.env.get("HTTP_SEC_FETCH_SITE", "").strip() == "cross-site",
+        traceparent=None if trace is None else trace.traceparent(),
     )
 
 

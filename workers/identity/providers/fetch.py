@@ -32,6 +32,7 @@ import urllib3.exceptions
 import urllib3.response
 
 from pylon import limits
+from pylon.trace_context import HEADER, outgoing
 from workers.identity.providers.addresses import is_public
 
 Resolve = Callable[[str, int], list[str]]
@@ -164,6 +165,9 @@ class Fetcher:
                 "user-agent": _AGENT, "accept": "application/json", "accept-encoding": "identity",
                 "connection": "close", **headers,
             }
+            traceparent = outgoing.get()
+            if traceparent is not None:
+                sent[HEADER] = traceparent
             body = None
             if form is not None:
                 sent["content-type"] = "application/x-www-form-urlencoded"
