@@ -101,6 +101,7 @@ class Config:
     jwt_jwks_issuer: str | None
     jwt_jwks_audience: tuple[str, ...]
     oauth_file: str | None
+    native_callbacks: tuple[str, ...]
     require_email_verification: bool
     auth_rates: bool
     email_provider: str | None

@@ -59,6 +59,7 @@ IMPORT_PORTION_BYTES: Final = 4 * 1024 * 1024  # JSON of the rows in flight at o
 APP_IMPORT_S: Final = 60.0  # the import of PYLON_APP before a start
 PROVIDER_REQUEST_S: Final = 9.0  # all requests to a sign-in provider for one call
 OAUTH_STATE_S: Final = 600  # from the start of a sign-in with a provider to its return
+OAUTH_CODE_S: Final = 60  # until a native app must have exchanged its code for a session
 PROVIDER_BODY_BYTES: Final = 1_048_576  # of one answer of a sign-in provider
 CHALLENGE_S: Final = 300  # until the code of a second factor must have come
 CHALLENGE_ATTEMPTS: Final = 5

@@ -38,6 +38,11 @@ _COOKIE_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # a token of R
 _MAIL_ADDRESS: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9.-]+")
 _NODE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_NATIVE: Final = re.compile(r"[a-z][a-z0-9+.\-]*:[A-Za-z0-9._~/\-]+", re.ASCII)
+_BROWSER_SCHEMES: Final = frozenset({
+    "http", "https", "ws", "wss", "ftp", "file", "data", "blob", "javascript", "vbscript", "about",
+    "filesystem", "view-source", "mailto", "tel", "intent", "content", "chrome",
+})
 _HOST_CHARS: Final = 253  # of a name in DNS
 _SECRET_KEY_VALUES: Final = 8  # different bytes; random keys have 23 and more
 _SECRET_KEY_HEX: Final = re.compile(r"[0-9A-Fa-f]{64}")
@@ -216,6 +221,20 @@ def words(raw: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in raw.split(",") if part.strip())
     if not all(word.isascii() and word.isprintable() and " " not in word for word in found):
         raise ValueError("expected a comma list of words of ASCII characters")
+    return found
+
+
+def native_callbacks(raw: str) -> tuple[str, ...]:
+    """Return the URLs of native apps in a comma list: of a scheme of their own."""
+    found = tuple(part.strip() for part in raw.split(",") if part.strip())
+    for each in found:
+        if _NATIVE.fullmatch(each) is None:
+            raise ValueError(
+                f"{each!r} is no URL of a native app without query and fragment, in small letters "
+                "up to its colon: write for example com.example.app:/auth"
+            )
+        if each.partition(":")[0] in _BROWSER_SCHEMES:
+            raise ValueError(f"{each!r} has a scheme of browsers: an app has one of its own")
     return found
 
 

@@ -26,6 +26,7 @@ from pylon.setting_values import (
     db_path,
     keep_rules,
     mailbox,
+    native_callbacks,
     node_name,
     origins,
     region_name,
@@ -241,6 +242,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "
             "(docs/sign-in-providers.md)."),
+    Setting("PYLON_NATIVE_CALLBACKS", "native_callbacks", native_callbacks, "",
+            "Comma list of URLs of native apps that a sign-in with a provider may return to, "
+            "exactly, e.g. com.example.app:/auth (docs/sign-in-providers.md)."),
     Setting("PYLON_REQUIRE_EMAIL_VERIFICATION", "require_email_verification", _bool, "false",
             "Accounts with a password sign in only once their address is confirmed, and "
             "registration answers the same for new and taken addresses."),

@@ -11,7 +11,7 @@ begins with exactly one slash. Called by the flows of the identity process.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
@@ -24,16 +24,19 @@ _CONTROL: Final = re.compile(r"%(?:[01][0-9a-f]|7f)", re.IGNORECASE)
 _ALLOWED: Final = re.compile(r"[!$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]+")  # RFC 3986 without "#"
 
 
-def check_redirect(url: str, origins: Origins, parameter: str = "callback") -> str:
+def check_redirect(
+    url: str, origins: Origins, parameter: str = "callback", native: Collection[str] = ()
+) -> str:
     """Return a URL that a browser may be sent to.
 
     Args:
         parameter: the name of the parameter that has the URL, for the error.
+        native: further URLs, of native apps, which count exactly as they are.
 
     Raises:
-        UntrustedRedirect: it is neither a path of this server nor of a trusted origin.
+        UntrustedRedirect: it is neither a path of this server, nor of a trusted origin, nor listed.
     """
-    if (
+    if url in native or (
         len(url) <= _URL_CHARS and _ALLOWED.fullmatch(url) is not None
         and _CONTROL.search(url) is None and (_is_path(url) or _is_trusted(url, origins))
     ):
@@ -42,7 +45,8 @@ def check_redirect(url: str, origins: Origins, parameter: str = "callback") -> s
         f'"{parameter}" is neither a path of this server nor a URL of a trusted origin: '
         f"{url[:SHOWN_CHARS]!r}",
         hint="Send a path that begins with one slash, or add the origin to PYLON_CORS_ORIGIN, "
-        "PYLON_CSRF_ORIGINS or auth.trusted_origins in the manifest",
+        "PYLON_CSRF_ORIGINS or auth.trusted_origins in the manifest; PYLON_NATIVE_CALLBACKS has "
+        "the URLs of native apps",
     )
 
 

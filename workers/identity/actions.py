@@ -89,6 +89,7 @@ ACTIONS: Final[dict[str, Flow]] = {
     "provider_return": providers.finish_by_redirect,
     "provider_return_post": providers.finish_by_post,
     "provider_native": providers.sign_in_native,
+    "provider_exchange": providers.exchange,
     "accounts": linked_accounts.list_accounts,
     "account_unlink": linked_accounts.unlink_account,
     "provider_token": linked_accounts.give_access_token,

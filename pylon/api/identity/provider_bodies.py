@@ -57,7 +57,27 @@ class ReturnAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     user_id: str | None = None
     expires_at: int | None = None
     linked: bool = False
+    code: str | None = None  # for an app that has sent a challenge, in place of the session
     credentials_dropped: bool = False  # somebody had registered the address without proof
+
+
+class ExchangeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The code of a redirect to a native app, and the secret behind its challenge."""
+
+    code: Annotated[
+        str, Meta(min_length=1, max_length=200),
+        Refusal(MissingField, InvalidData, expected="the code of the redirect"),
+    ]
+    verifier: Annotated[
+        str, Meta(min_length=1, max_length=200),
+        Refusal(MissingField, InvalidData, expected="the verifier of the challenge"),
+    ]
+
+    def __repr__(self) -> str:
+        return "ExchangeBody()"
+
+
+EXCHANGE: Final = BodyType(ExchangeBody, '{"code": "exc_...", "verifier": "..."}')
 
 
 class NativeBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,8 +24,8 @@ PROVIDER_ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "Begin a sign-in with a provider", {200: bodies.LoginAnswer, 302: None},
         raises=(errors.ProviderNotFound, errors.MissingCallback, errors.UntrustedRedirect,
                 errors.OauthProviderBroken, errors.AuthRequired, errors.ReauthRequired,
-                errors.CsrfRejected, errors.RateLimited),
-        params=("callback", "error_callback", "redirect", "link"),
+                errors.CsrfRejected, errors.RateLimited, errors.MissingField, errors.InvalidQuery),
+        params=("callback", "error_callback", "redirect", "link", "challenge"),
     ),
     IdentityRoute(
         "GET", "/api/auth/callback/{provider}", "provider_return", "anyone",
@@ -46,6 +46,13 @@ PROVIDER_ROUTES: Final[tuple[IdentityRoute, ...]] = (
         {200: bodies.ReturnAnswer}, bodies.NATIVE,
         (*_ERRORS, errors.InvalidIdToken, errors.ProviderKeysUnavailable,
          errors.RateLimited),
+    ),
+    IdentityRoute(
+        "POST", "/api/auth/exchange", "provider_exchange", "anyone",
+        "Exchange the code of a redirect to a native app for a session",
+        {200: bodies.ReturnAnswer}, bodies.EXCHANGE,
+        (errors.MissingField, errors.InvalidCode, errors.OauthEmailNotVerified,
+         errors.UserCreateFailed, errors.TotpRequired, errors.AccountLocked, errors.RateLimited),
     ),
     IdentityRoute(
         "GET", "/api/auth/accounts", "accounts", "session",

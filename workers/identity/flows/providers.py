@@ -4,6 +4,7 @@
     GET  /api/auth/login/<provider>    stores a state, and names the provider's page
     GET  /api/auth/callback/<provider> the browser comes back: a redirect to the app
     POST /api/auth/callback/<provider> the same by JSON for an app, or by a form (Apple)
+    POST /api/auth/exchange            a native app gets the session for its code
 
 The return uses the state up, asks the provider who the user is, and lets `provider_accounts` decide
 which account that is. `sign_in.finish_sign_in` ends every sign-in, the question for a second factor
@@ -23,6 +24,7 @@ from urllib.parse import quote
 import msgspec
 
 from pylon.api.identity.provider_bodies import (
+    ExchangeBody,
     LoginAnswer,
     NativeBody,
     ProviderAnswer,
@@ -42,6 +44,7 @@ from pylon.errors import (
     AuthRequired,
     CsrfRejected,
     InvalidIdToken,
+    InvalidQuery,
     MissingCallback,
     MissingField,
     OauthEmailNotVerified,
@@ -55,11 +58,12 @@ from pylon.errors import (
     Unavailable,
 )
 from pylon.storage.auth_ops import PutRecord
+from workers.identity.exchange_codes import check_challenge, make_code, take_code
 from workers.identity.identity import Call, Identity
 from workers.identity.oauth_states import Pending, begin, browser_cookie, put_state, take_state
 from workers.identity.provider_accounts import link_account, sign_in_account
 from workers.identity.providers.client import Confirmed, Provider
-from workers.identity.rates import START_IP, take_rates
+from workers.identity.rates import START_IP, VERIFY_IP, take_rates
 
 _TRUE: Final = ("1", "true")
 # What a redirect says of an error. The page of the app shows it, so no other text gets there.
@@ -101,10 +105,18 @@ def start_sign_in(identity: Identity, call: Call) -> IdentityAnswer:
     if not callback:
         raise MissingCallback("Add callback=<URL>: the page to return to after the sign-in")
     trusted = origins(identity.app.config, identity.app.manifest)
-    check_redirect(callback, trusted)
+    native = identity.app.config.native_callbacks
+    check_redirect(callback, trusted, native=native)
     error_callback = call.params.get("error_callback") or callback
-    check_redirect(error_callback, trusted, "error_callback")
+    check_redirect(error_callback, trusted, "error_callback", native)
     links = call.params.get("link") in _TRUE
+    challenge = call.params.get("challenge")
+    if challenge is not None:
+        check_challenge(challenge)
+    elif callback in native:
+        raise MissingField('A native app needs "challenge"', field="challenge")
+    if challenge is not None and links:
+        raise InvalidQuery("link=1 takes no challenge", hint="Link a provider from a page")
     if links:
         _require_fresh_session(identity, call)
     start, redirect_uri = begin(identity), _redirect_uri(identity, provider)
@@ -115,7 +127,7 @@ def start_sign_in(identity: Identity, call: Call) -> IdentityAnswer:
         provider=provider.name, nonce=start.nonce, verifier=start.verifier,
         redirect_uri=redirect_uri, callback=callback, error_callback=error_callback,
         browser=hash_token(browser), user_id=call.facts.auth.user_id if links else None,
-        family=call.facts.family if links else None,
+        family=call.facts.family if links else None, challenge=challenge,
     )
     carry_out(identity.writer.submit, [
         *take_rates(identity, (START_IP, call.facts.address)), put_state(identity, start, pending)
@@ -153,7 +165,25 @@ def finish_by_post(identity: Identity, call: Call) -> IdentityAnswer:
         if not getattr(given, name) and not given.error:
             raise MissingField(f'"{name}" is required', field=name)
     pending = take_state(identity, call, provider.name, given.state, takes_origin=True)
+    if pending.challenge is not None:
+        code = _finish_for_app(identity, provider, pending, pending.challenge, given)
+        return json_answer(ReturnAnswer(provider=provider.name, code=code))
     return _finish(identity, call, provider, pending, given)
+
+
+def exchange(identity: Identity, call: Call) -> IdentityAnswer:
+    """Give a native app the session for the code of a redirect.
+
+    Raises:
+        InvalidCode: the code or the verifier is wrong.
+        RateLimited, OauthEmailNotVerified, UserCreateFailed, TotpRequired, AccountLocked
+    """
+    body = call.decode(ExchangeBody)
+    rates = take_rates(identity, (VERIFY_IP, call.facts.address))
+    if rates:
+        carry_out(identity.writer.submit, rates)
+    profile, tokens = take_code(identity, body.code, body.verifier)
+    return sign_in_account(identity, call, profile, tokens)
 
 
 def sign_in_native(identity: Identity, call: Call) -> IdentityAnswer:
@@ -182,6 +212,9 @@ def _finish_by_redirect(identity: Identity, call: Call, given: ProviderReturn) -
     provider = _provider(identity, call)
     pending = take_state(identity, call, provider.name, given.state, takes_origin=False)
     try:
+        if pending.challenge is not None:
+            code = _finish_for_app(identity, provider, pending, pending.challenge, given)
+            return _redirect(with_parameters(pending.callback, {"code": code}))
         answer = _finish(identity, call, provider, pending, given)
     except TotpRequired as ex:
         # A fragment reaches no server and no log.
@@ -199,6 +232,29 @@ def _finish(
 
     Raises: see `finish_by_post`.
     """
+    confirmed = _redeem(provider, pending, given)
+    if pending.user_id is not None:
+        link_account(identity, call, confirmed, pending.user_id, pending.family)
+        return json_answer(ReturnAnswer(provider=provider.name, linked=True))
+    return sign_in_account(identity, call, confirmed.profile, confirmed.tokens)
+
+
+def _finish_for_app(
+    identity: Identity, provider: Provider, pending: Pending, challenge: str,
+    given: ProviderReturn,
+) -> str:
+    """Ask the provider who the user is, and return a code for it. Raises: see `_redeem`."""
+    confirmed = _redeem(provider, pending, given)
+    tokens = confirmed.tokens if provider.settings.store_tokens else None
+    return make_code(identity, challenge, confirmed.profile, tokens)
+
+
+def _redeem(provider: Provider, pending: Pending, given: ProviderReturn) -> Confirmed:
+    """Ask the provider who the user is.
+
+    Raises:
+        AccessDenied, MissingField, OauthTokenExchangeFailed
+    """
     if given.error:
         raise AccessDenied(f"The sign-in with {provider.name} was cancelled")
     if not given.code:
@@ -206,11 +262,7 @@ def _finish(
     confirmed = provider.redeem(
         given.code, pending.start(given.state or ""), pending.redirect_uri, given.iss
     )
-    confirmed = _with_name(confirmed, given.user)
-    if pending.user_id is not None:
-        link_account(identity, call, confirmed, pending.user_id, pending.family)
-        return json_answer(ReturnAnswer(provider=provider.name, linked=True))
-    return sign_in_account(identity, call, confirmed.profile, confirmed.tokens)
+    return _with_name(confirmed, given.user)
 
 
 def _with_name(confirmed: Confirmed, user: str | None) -> Confirmed:
