@@ -6,7 +6,7 @@ was synced is there, and of the rest any sectors may be.
 
 Invariants: an operation is recorded in the order in which SQLite asks for it, before it is done.
 The shared memory of the WAL's index is not recorded, since no crash keeps it. Used by
-`test_crash_points`.
+`test_crash_points` and `test_failed_commits`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,15 @@ class Operation:
 
 @dataclass(slots=True)
 class WriteJournal:
-    """The operations on the files of one folder, in order."""
+    """The operations on the files of one folder, in order.
+
+    Attributes:
+        failure: what each write raises; None: it succeeds.
+    """
 
     folder: Path
     operations: list[Operation] = field(default_factory=list)
+    failure: apsw.Error | None = None
 
     def add(self, operation: Operation) -> None:
         self.operations.append(operation)
@@ -115,6 +120,8 @@ class _JournalFile(apsw.VFSFile):
         self._journal = journal
 
     def xWrite(self, data: bytes, offset: int) -> None:
+        if self._journal.failure is not None:
+            raise self._journal.failure
         self._journal.add(Operation("write", self._name, offset, bytes(data)))
         super().xWrite(data, offset)
 

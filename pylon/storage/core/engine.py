@@ -197,11 +197,14 @@ class BatchEngine:
         self._refuse_misplaced()
         try:
             transaction.begin_step()
+            is_committed = False
             try:
                 result = step()
                 transaction.commit()
+                is_committed = True
             finally:
-                if transaction.roll_back():
+                if not is_committed:
+                    transaction.roll_back()
                     self._forget_counts()
         except transaction.errors as error:
             raise _unavailable(transaction.refusal_of(error)[1]) from error
@@ -245,6 +248,7 @@ class BatchEngine:
         handlers = self._handlers
         self._large.begin(large_bytes)
         head = transaction.begin(requests, self.head, locked)
+        is_committed = False
         try:
             journal = Journal(head, self._clock.wall_ns() // NS_PER_S, self._asked)
             for position, request in enumerate(requests):
@@ -277,8 +281,11 @@ class BatchEngine:
                 transaction.resume_run()
             journal.write(transaction.log)
             shift = transaction.commit()
+            is_committed = True
         finally:
-            if transaction.roll_back():
+            # SQLite itself ends a transaction whose COMMIT fails, so none may be open any more.
+            if not is_committed:
+                transaction.roll_back()
                 self._forget_counts()
                 self._documents.undo()
         events = journal.events

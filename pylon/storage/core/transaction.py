@@ -396,8 +396,8 @@ class RowTransaction(Protocol):
             OutdatedError, RequestsFailed, OutcomeUnknownError: see the module.
         """
 
-    def roll_back(self) -> bool:
-        """Undo everything since `begin`. Return False if no transaction is open."""
+    def roll_back(self) -> None:
+        """Undo everything since `begin`, if a transaction is open."""
 
     def open_savepoint(self) -> None:
         """Begin a step that `undo_savepoint` may undo. Savepoints do not nest."""

@@ -52,7 +52,7 @@ class Batch:
         gathered: the statements that wait for the flush.
         events: those of its changes, once they are gathered.
         position: of the request that gathers.
-        is_open, is_locked: see the module.
+        is_locked: see the module.
         is_late: whether it took the lock after its first reads.
         head: the newest seq that the engine knew when the batch began.
         origin: the seq before the first one that the journal gives.
@@ -100,11 +100,6 @@ class Batch:
         self._session = self.writer.get()
         self.head = head
         self.origin = PROVISIONAL_SEQ
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the batch has begun and not ended."""
-        return self._session is not None
 
     @property
     def session(self) -> BlockingSession:

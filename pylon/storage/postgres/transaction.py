@@ -269,11 +269,9 @@ class PostgresTransaction:
             raise ForeignWriterError from error
         raise batch.refusals(error)
 
-    def roll_back(self) -> bool:
+    def roll_back(self) -> None:
         """See `RowTransaction`."""
-        was_open = self._batch.is_open
         self._batch.close()
-        return was_open
 
     # --- Steps ---------------------------------------------------------------------------------
 

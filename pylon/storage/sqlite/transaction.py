@@ -121,12 +121,10 @@ class SqliteTransaction:
         """See `RowTransaction`."""
         self._execute("COMMIT")
 
-    def roll_back(self) -> bool:
+    def roll_back(self) -> None:
         """See `RowTransaction`."""
-        if not self._conn.in_transaction:
-            return False
-        self._execute("ROLLBACK")
-        return True
+        if self._conn.in_transaction:
+            self._execute("ROLLBACK")
 
     def open_savepoint(self) -> None:
         """See `RowTransaction`."""
