@@ -22,8 +22,9 @@ from tests.support.ports import reserve_base_port
 from tests.support.wait import WAIT_S, wait_until
 
 ROOT = Path(__file__).parent.parent
+FILES = ROOT / "pylon" / "install" / "files"
 UNITS = sorted(
-    path for path in (ROOT / "systemd").iterdir()
+    path for path in FILES.iterdir()
     if path.suffix in (".service", ".socket", ".timer")
 )
 Program = Callable[[str, str], str]
@@ -47,7 +48,7 @@ def test_units_pass_systemd_verify(program: Program, tmp_path: Path) -> None:
 def test_units_are_hardened(program: Program, name: str) -> None:
     analyze = program("systemd-analyze", "systemd")
     done = run(
-        analyze, "security", "--offline=true", "--threshold=20", str(ROOT / "systemd" / name)
+        analyze, "security", "--offline=true", "--threshold=20", str(FILES / name)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (level,) = re.findall(r"exposure level for \S+: ([\d.]+)", done.stdout)
@@ -67,7 +68,7 @@ def test_the_four_sockets_have_the_names_and_ports_that_the_supervisor_expects()
 
 
 def test_the_unit_gives_the_drain_enough_time_and_only_known_settings() -> None:
-    text = (ROOT / "systemd" / "pylon.service").read_text()
+    text = (FILES / "pylon.service").read_text()
     stop_s = float(re.findall(r"^TimeoutStopSec=(\d+)$", text, re.MULTILINE)[0])
     config = load({}).config
     assert stop_s > config.drain_delay_s + config.drain_s + 30
@@ -77,7 +78,7 @@ def test_the_unit_gives_the_drain_enough_time_and_only_known_settings() -> None:
 
 
 def test_shipped_settings_are_sound() -> None:
-    text = (ROOT / "systemd" / "pylon.env").read_text()
+    text = (FILES / "pylon.env").read_text()
     tokens = {"PYLON_ADMIN_TOKEN": "a" * 40, "PYLON_METRICS_TOKEN": "b" * 40}
     env = {name: tokens.get(name, value) for name, value in parse_dotenv(text).items()}
     assert set(env) <= {setting.env for setting in SETTINGS}

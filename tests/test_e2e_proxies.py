@@ -77,7 +77,7 @@ http {{
 
 
 def caddy_command(caddy: str, folder: Path, port: int, first_upstream_port: int) -> list[str]:
-    conf = (ROOT / "caddy" / "Caddyfile").read_text()
+    conf = (ROOT / "pylon" / "install" / "files" / "pylon.caddy").read_text()
     for offset in range(4):
         upstream = f"127.0.0.1:{first_upstream_port + offset}"
         conf = conf.replace(f"127.0.0.1:{4321 + offset}", upstream)

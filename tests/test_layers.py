@@ -61,7 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.bus",),
     ("pylon.rooms",),
     ("pylon.api", "pylon.openapi"),
-    ("pylon.seed_file", "pylon.startup", "pylon.bench", "pylon.migrate"),
+    ("pylon.seed_file", "pylon.startup", "pylon.bench", "pylon.migrate", "pylon.install"),
     ("pylon.cli",),
     # Processes. Those of `workers` and the supervisor meet on the bus only.
     ("workers", "workers.net", "workers.merge_sandbox", "workers.boot"),

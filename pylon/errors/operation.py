@@ -93,6 +93,17 @@ class ArchiveUnavailable(PylonError):
     retryable = True
 
 
+class InstallRefused(PylonError):
+    """pylonctl install-systemd or uninstall cannot do a step. The steps before it are done; each
+    was printed.
+
+    Remedy: do what the line names, and run the same command again.
+    """
+
+    code = "INSTALL_REFUSED"
+    status = 409
+
+
 class MigrationRefused(PylonError):
     """Data cannot be moved to another store as they are; `problems` has a line for each reason.
 

@@ -1,4 +1,4 @@
-"""A fresh Debian 12 with systemd, booted in a container, for the commands of docs/deploy.md.
+"""A fresh Debian 12 with systemd, booted in a container, for the commands of docs/operations.
 
 `install()` makes a root folder with debootstrap, once (about a minute, 350 MB, in the cache).
 `Machine` boots systemd as its first process by systemd-nspawn, over an overlay of that folder, so

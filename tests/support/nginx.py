@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-SHIPPED = Path(__file__).parent.parent.parent / "nginx" / "pylon.conf"
+SHIPPED = (
+    Path(__file__).parent.parent.parent / "pylon" / "install" / "files" / "pylon.conf"
+)
 
 
 def moved(
