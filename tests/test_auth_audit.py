@@ -24,7 +24,7 @@ def test_a_record_comes_back_as_the_object_of_the_api(tmp_path: object) -> None:
     assert sent.pop("id") == record["id"] and str(record["id"]).startswith("aud_")
     assert sent == {
         "created_at": stage.clock.wall_ns() // 10**9, "action": "sign_in_failed", "user_id": "u1",
-        "actor_id": "u1", "tenant_id": "acme", "ip": "198.51.100.7", "user_agent": "curl/8",
+        "actor_id": None, "tenant_id": "acme", "ip": "198.51.100.7", "user_agent": "curl/8",
         "success": False, "reason": "INVALID_CREDENTIALS", "metadata": {"device": "known"},
     }
 
@@ -46,6 +46,17 @@ def test_ids_sort_by_time() -> None:
         ids.append(audit_step("sign_out", clock, SystemRandom(), user_id="u").values["id"])
         clock.advance(0.01)
     assert ids == sorted(ids) and len(set(ids)) == 20
+
+
+def test_who_failed_is_known_only_if_they_are_signed_in() -> None:
+    for actor in (None, "u2"):
+        values = audit_step(
+            "sign_in_failed", ManualClock(), SystemRandom(), user_id="u1", success=False,
+            actor_id=actor,
+        ).values
+        assert (values["user_id"], values["actor_id"]) == ("u1", actor)
+    worked = audit_step("sign_in", ManualClock(), SystemRandom(), user_id="u1").values
+    assert worked["actor_id"] == "u1"
 
 
 def test_an_administrator_is_the_actor() -> None:

@@ -146,6 +146,23 @@ def test_overflow_keeps_the_frame_that_has_begun_and_says_1013(hub: Hub) -> None
     assert hub.contexts == 0
 
 
+def test_a_session_that_ended_closes_before_what_its_slow_client_has_not_read(hub: Hub) -> None:
+    """The close frame came behind the outbox, and the socket was cut before a slow client read it.
+    The client then connected again with the token that had ended."""
+    peer = Peer(hub, ANONYMOUS, "family")
+    hub.join(peer.connection)
+    events = [
+        ChangeEvent(seq, "Public", "r", "insert", row(None, True, "x" * 300_000), None, 1)
+        for seq in (1, 2, 3)
+    ]
+    for event in events:
+        hub.publish(ws_changes(event))
+    assert peer.connection.is_open and peer.connection.outbox_bytes > 600_000
+    assert hub.close_family("family", 4401, "session revoked") == 1
+    whole = frames.encode(frames.TEXT, events[0].wire())
+    assert peer.received() == whole + frames.encode_close(4401, "session revoked")
+
+
 def test_many_small_frames_overflow_by_count(hub: Hub) -> None:
     peer = Peer(hub, ANONYMOUS)
     hub.join(peer.connection)

@@ -49,6 +49,7 @@ def audit_step(
         action: a word of spec/http.md §3.11.9 or spec/identity.md §1.10, or one like them.
         user_id: the user that it is about.
         actor_id: who has done it, where that is somebody else (`__admin__` for the admin token).
+            None: the user, or nobody known where it failed, since nobody proved to be the user.
         user_agent: the label of the client (`pylon.auth.devices`), not the header.
         reason: why it failed: a code, such as `INVALID_CREDENTIALS`.
         metadata: further facts; left out if they are larger than `METADATA_BYTES` as JSON.
@@ -61,7 +62,7 @@ def audit_step(
         "created_at": clock.wall_ns() // NS_PER_S,
         "action": action,
         "user_id": user_id,
-        "actor_id": actor_id if actor_id is not None else user_id,
+        "actor_id": user_id if actor_id is None and success else actor_id,
         "tenant_id": tenant_id,
         "ip": _line(ip),
         "user_agent": _line(user_agent),

@@ -49,7 +49,7 @@ def test_users_read_their_own_records_newest_first(stage: ApiStage) -> None:
     failed = answer.json[1]
     assert failed.pop("id").startswith("aud_") and failed.pop("created_at") > 0
     assert failed == {
-        "action": "sign_in_failed", "user_id": "u1", "actor_id": "u1", "tenant_id": None,
+        "action": "sign_in_failed", "user_id": "u1", "actor_id": None, "tenant_id": None,
         "ip": None, "user_agent": None, "success": False, "reason": "INVALID_CREDENTIALS",
         "metadata": {"device": "unknown"},
     }

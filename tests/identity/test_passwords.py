@@ -192,6 +192,7 @@ def test_unknown_without_password_and_wrong_are_answered_alike(stage: ApiStage) 
     assert answers[0].json["error"]["code"] == "INVALID_CREDENTIALS"
     failed = Condition("action", "=", "sign_in_failed")
     assert count(stage, "audit", failed) == 4
+    assert count(stage, "audit", failed, Condition("actor_id", "not null")) == 0
 
 
 @pytest.mark.parametrize(("body", "code"), [

@@ -227,7 +227,7 @@ class Connection:
         if outbox is None:
             return self._offer(data, frames)
         if outbox.is_full(data, frames):
-            self._overflow(outbox)
+            self._overflow()
             return False
         outbox.put(memoryview(data), frames)
         return True
@@ -240,7 +240,9 @@ class Connection:
         """
         self._put(memoryview(data)[taken_bytes:], frames)
 
-    def close(self, code: int, reason: str = "", *, awaits_peer: bool = True) -> None:
+    def close(
+        self, code: int, reason: str = "", *, awaits_peer: bool = True, drops_outbox: bool = False
+    ) -> None:
         """Send the close frame behind the outbox, then end. Later calls do nothing.
 
         The hub closes the socket after limits.SOCKET_CLOSE_S, if the peer does not close it sooner.
@@ -248,9 +250,13 @@ class Connection:
         Args:
             awaits_peer: whether the peer replies to the close frame. If not, this side is shut
                 down as soon as the close frame is out.
+            drops_outbox: send the close frame behind the write under way, and not what waits
+                behind that: a client that reads slowly would not get the frame in time.
         """
         if self._state != self._OPEN:
             return
+        if drops_outbox and self._outbox is not None:
+            self._outbox.keep_first()
         close_frame = self._transport.close_frame(code, reason)
         self._close_code = code
         self._shuts_down = not awaits_peer
@@ -337,10 +343,9 @@ class Connection:
         elif before != events:
             raw.watch(self, events)
 
-    def _overflow(self, outbox: Outbox) -> None:
-        outbox.keep_first()
+    def _overflow(self) -> None:
         metrics.SLOW_CLIENTS.labels(action="closed").inc()
-        self.close(TRY_AGAIN_LATER, "too slow")
+        self.close(TRY_AGAIN_LATER, "too slow", drops_outbox=True)
 
     def on_ready(self, events: int) -> None:
         """Write, read, or end a broken connection (`workers.net.poller.Watched`)."""

@@ -253,10 +253,15 @@ class Hub:
         return family in self._families
 
     def close_family(self, family: str, code: int, reason: str) -> int:
-        """Close the sockets of a family of sessions, and return how many there were."""
+        """Close the sockets of a family of sessions, and return how many there were.
+
+        What waits in their outboxes is dropped: the session may read it no more.
+        """
         found = list(self._families.get(family, ()))
         for connection in found:
-            connection.close(code, reason, awaits_peer=self.transport.expects_replies)
+            connection.close(
+                code, reason, awaits_peer=self.transport.expects_replies, drops_outbox=True
+            )
         return len(found)
 
     def tenants(self) -> list[AuthContext]:
@@ -264,10 +269,15 @@ class Hub:
         return list(self._tenants)
 
     def close_tenant(self, auth: AuthContext, code: int, reason: str) -> int:
-        """Close the sockets of a caller with a tenant, and return how many there were."""
+        """Close the sockets of a caller with a tenant, and return how many there were.
+
+        What waits in their outboxes is dropped, as with `close_family`.
+        """
         found = list(self._tenants.get(auth, ()))
         for connection in found:
-            connection.close(code, reason, awaits_peer=self.transport.expects_replies)
+            connection.close(
+                code, reason, awaits_peer=self.transport.expects_replies, drops_outbox=True
+            )
         return len(found)
 
     def close_all(self, code: int, reason: str) -> None:

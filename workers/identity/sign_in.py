@@ -180,6 +180,7 @@ def audit_of(
         action, identity.app.clock, identity.app.random, user_id=user_id,
         tenant_id=call.facts.auth.tenant_id, ip=call.facts.address,
         user_agent=call.facts.device, success=reason is None, reason=reason, metadata=metadata,
+        actor_id=None if reason is None else call.facts.auth.user_id,
     )
 
 

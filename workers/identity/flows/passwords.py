@@ -414,4 +414,5 @@ def audit(
     return audit_step(
         action, identity.app.clock, identity.app.random, user_id=user_id, ip=call.facts.address,
         user_agent=call.facts.device, success=reason is None, reason=reason,
+        actor_id=None if reason is None else call.facts.auth.user_id,
     )
