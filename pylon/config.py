@@ -82,6 +82,7 @@ class Config:
     rate_limit_headers: str
     socket_max_life_s: int
     public_url: str | None
+    auth_page: bool
     auth_page_accent: str
     auth_page_surface: str
     ws_url: str | None
@@ -104,6 +105,8 @@ class Config:
     native_callbacks: tuple[str, ...]
     require_email_verification: bool
     auth_rates: bool
+    auth_login_ip_per_min: int
+    auth_login_account_per_hour: int
     email_provider: str | None
     email_from: str | None
     email_smtp_url: str | None

@@ -198,6 +198,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Each socket lasts between three quarters of this and all of it. 0 means never."),
     Setting("PYLON_PUBLIC_URL", "public_url", url("http", "https"), None,
             "Base URL that clients reach the HTTP port by, e.g. https://api.example.com."),
+    Setting("PYLON_AUTH_PAGE", "auth_page", _bool, "true",
+            "Serve the sign-in page below /auth/ and the page of a reset link. false: an app has "
+            "pages of its own."),
     Setting("PYLON_AUTH_PAGE_ACCENT", "auth_page_accent", colour, "#1f5fbf",
             "Colour of the buttons of the sign-in page, as #rrggbb."),
     Setting("PYLON_AUTH_PAGE_SURFACE", "auth_page_surface", colour, "#ffffff",
@@ -251,6 +254,12 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_AUTH_RATES", "auth_rates", _bool, "true",
             "Limit attempts at passwords and codes, and mails, by address and account "
             "(docs/limits.md).", dev_default="false"),
+    Setting("PYLON_AUTH_LOGIN_IP_PER_MIN", "auth_login_ip_per_min", _int(1, 100_000), "5",
+            "Sign-ins by password that one address may try in a minute."),
+    Setting("PYLON_AUTH_LOGIN_ACCOUNT_PER_HOUR", "auth_login_account_per_hour",
+            _int(1, 100_000), "100",
+            "Wrong passwords in an hour for one account, from devices in which its user has not "
+            "signed in before."),
     Setting("PYLON_EMAIL_PROVIDER", "email_provider",
             _choice("console", "file", "smtp", "webhook", "resend", "sendgrid"), None,
             "What sends the mails of sign-in (docs/mail.md); console prints them, in dev mode "

@@ -265,6 +265,21 @@ def test_an_address_may_try_five_times_a_minute(strict: ApiStage) -> None:
     assert sign_in(strict, "ann@example.com", PASSWORD) == (200, "")
 
 
+def test_an_operator_sets_the_rates_of_sign_ins(tmp_path: Path) -> None:
+    environ = {
+        "PYLON_AUTH_RATES": "true", "PYLON_AUTH_LOGIN_IP_PER_MIN": "2",
+        "PYLON_AUTH_LOGIN_ACCOUNT_PER_HOUR": "3",
+    }
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        found = [sign_in(stage, f"u{n}@example.com", "wrong password")[0] for n in range(3)]
+        assert found == [401, 401, 429]
+        found = [
+            sign_in(stage, "ann@example.com", "guess", remote_addr=f"198.51.100.{n}")[0]
+            for n in range(4)
+        ]
+        assert found == [401, 401, 401, 429]
+
+
 def test_a_stranger_cannot_lock_the_owner_out(strict: ApiStage) -> None:
     """Attack 4: 200 addresses guess; the owner signs in from a known device, and by mail."""
     answer = strict.call(

@@ -70,6 +70,12 @@ def test_the_password_makes_the_session_and_its_successors_fresh(stage: ApiStage
     renewed = stage.call("POST", "/api/auth/refresh", token=token).json["token"]
     assert is_fresh(stage, renewed)
     assert stage.signals == [], "the sockets stay"
+    noted = stage.identity.store.point(lambda reader: reader.records("audit", [
+        Condition("action", "=", "reauth")
+    ], ("id",)))
+    assert [(bool(each["success"]), each["reason"], each["actor_id"]) for each in noted] == [
+        *[(False, "INVALID_CREDENTIALS", "u1")] * 5, (True, None, "u1"),
+    ]
 
 
 def test_a_code_of_the_app_counts_once(stage: ApiStage) -> None:

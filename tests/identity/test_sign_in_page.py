@@ -65,6 +65,18 @@ def test_each_form_is_a_page_without_scripts(stage: ApiStage, name: str) -> None
         assert f'<label for="{field}">' in page
 
 
+def test_the_page_may_be_turned_off(tmp_path: Path) -> None:
+    environ = {"PYLON_AUTH_PAGE": "false", "PYLON_WEBAUTHN_ORIGIN": "https://app.example.com"}
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        for form in FORMS:
+            assert get(stage, f"/auth/{form.name}").status_code == 404
+            assert post(stage, form.name, ADA).status_code == 404
+        assert get(stage, "/reset-password?token=1").status_code == 404
+        assert get(stage, "/auth/passkey").status_code == 404
+        made = stage.call("POST", "/api/auth/password/register", ADA)
+        assert made.status_code == 200, "the routes stay"
+
+
 def test_a_registration_and_a_sign_in_set_the_cookie_and_go_on(stage: ApiStage) -> None:
     made = register(stage, next="/notes?x=1")
     assert (made.status_code, made.headers["location"]) == (303, "/notes?x=1")

@@ -14,6 +14,7 @@ from typing import Final
 
 from pylon.auth.transactions import Step
 from pylon.clock import NS_PER_S
+from pylon.config import Config
 from pylon.rates import Rate, address_subject
 from pylon.storage.auth_ops import Condition, RateTake, SetRecords, TakeRates
 from workers.identity.identity import Identity
@@ -21,9 +22,7 @@ from workers.identity.identity import Identity
 _MINUTE_S: Final = 60.0
 _HOUR_S: Final = 3_600.0
 
-LOGIN_IP: Final = Rate("login_ip", 5, _MINUTE_S)
 LOGIN_ACCOUNT_IP: Final = Rate("login_account_ip", 10, _HOUR_S)
-LOGIN_ACCOUNT: Final = Rate("login_account", 100, _HOUR_S)
 LOGIN_DEVICE: Final = Rate("login_device", 30, _HOUR_S)  # a known one, in place of the account's
 SEND_IP: Final = Rate("send_ip", 3, _MINUTE_S)
 SEND_ADDRESS: Final = Rate("send_address", 10, _HOUR_S)
@@ -36,6 +35,16 @@ REAUTH_USER: Final = Rate("reauth_user", 10, _HOUR_S)
 EMAIL_CHANGE_USER: Final = Rate("email_change_user", 5, _HOUR_S)
 INVITE_USER: Final = Rate("invite_user", 50, _HOUR_S)
 
+
+def login_ip(config: Config) -> Rate:
+    """Return the rate of sign-ins by password of an address (`PYLON_AUTH_LOGIN_IP_PER_MIN`)."""
+    return Rate("login_ip", config.auth_login_ip_per_min, _MINUTE_S)
+
+
+def login_account(config: Config) -> Rate:
+    """Return the rate of wrong passwords of an account, from devices that are not known
+    (`PYLON_AUTH_LOGIN_ACCOUNT_PER_HOUR`)."""
+    return Rate("login_account", config.auth_login_account_per_hour, _HOUR_S)
 
 Unit = tuple[Rate, str]  # a rate and its subject
 

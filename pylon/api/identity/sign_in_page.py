@@ -124,8 +124,11 @@ _WITH_PASSKEY: Final = ("", _SECOND_FACTOR, passkey_page.NAME)  # forms beside w
 
 
 def sign_in_pages(services: IdentityServices) -> Iterable[tuple[str, object, Methods]]:
-    """Yield the path, the resource and the access of each form, and of the link of a mail."""
+    """Yield the path, the resource and the access of each form, and of the link of a mail; nothing
+    where PYLON_AUTH_PAGE turns the page off."""
     config = services.app.config
+    if not config.auth_page:
+        return
     style = PageStyle(config.auth_page_accent, config.auth_page_surface)
     has_passkeys = passkey_page.has_passkeys(config)
     if has_passkeys:

@@ -225,19 +225,20 @@ def _spend_attempt(
     Raises:
         RateLimited: too many attempts.
     """
-    address = call.facts.address
+    address, config = call.facts.address, identity.app.config
     at_address = f"{key} {address_subject(address)}"
     device = known_device(identity, call, user_id)
     if device is not None:
         of_account: rates.Unit = (rates.LOGIN_DEVICE, device)
     else:
-        of_account = (rates.LOGIN_ACCOUNT, key)
+        of_account = (rates.login_account(config), key)
     try:
         spend(
-            identity, (rates.LOGIN_IP, address), (rates.LOGIN_ACCOUNT_IP, at_address), of_account
+            identity, (rates.login_ip(config), address), (rates.LOGIN_ACCOUNT_IP, at_address),
+            of_account,
         )
     except RateLimited as ex:
-        if ex.details.get("rate") == rates.LOGIN_IP.name:
+        if ex.details.get("rate") == rates.login_ip(config).name:
             raise
         raise RateLimited(
             ex.message, hint="A code by mail, or a new password, still lets you in", **ex.details

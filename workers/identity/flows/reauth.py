@@ -4,7 +4,8 @@ a passkey.
 The session gets a new `auth_time`, so that changes that need a fresh sign-in go through
 (`pylon.auth.freshness`). Its token and its sockets stay.
 
-Invariant: an attempt is counted before the password or the code is compared. Called by
+Invariants: an attempt is counted before the password or the code is compared. The audit log has
+the proof, or its refusal. Called by
 `workers.identity.actions`.
 """
 
@@ -30,7 +31,7 @@ from workers.identity import rates
 from workers.identity.identity import Call, Identity
 from workers.identity.passkey_proofs import prove
 from workers.identity.second_factor import accept_code, read_factors
-from workers.identity.sign_in import refuse_locked
+from workers.identity.sign_in import audit_of, refuse_locked
 
 _WRONG = "The password, the code or the passkey is wrong"
 
@@ -50,12 +51,16 @@ def reauthenticate(identity: Identity, call: Call) -> IdentityAnswer:
     units = rates.take_rates(identity, (rates.REAUTH_USER, user_id))
     if units:
         carry_out(identity.writer.submit, units)
-    steps = (
-        _check_password(identity, user_id, body.password) if body.password is not None
-        else _check_passkey(identity, call, user_id, body.credential)
-        if body.credential is not None
-        else _check_code(identity, user_id, body.code or "")
-    )
+    try:
+        steps = (
+            _check_password(identity, user_id, body.password) if body.password is not None
+            else _check_passkey(identity, call, user_id, body.credential)
+            if body.credential is not None
+            else _check_code(identity, user_id, body.code or "")
+        )
+    except InvalidCredentials:
+        _note_refusal(identity, call, user_id)
+        raise
     refuse_locked(identity, user_id)
     now_s = identity.now_s()
     is_session = [
@@ -69,13 +74,21 @@ def reauthenticate(identity: Identity, call: Call) -> IdentityAnswer:
                 "sessions", [Condition("family", "=", call.facts.family or session_id)],
                 {"auth_time": now_s},
             ),
+            audit_of(identity, call, "reauth", user_id),
         ])
     except RecordConflict:
         left = identity.store.point(lambda reader: reader.count_records("sessions", is_session))
         if not left:
             raise SessionExpired("The session has ended: sign in again") from None
+        _note_refusal(identity, call, user_id)
         raise InvalidCredentials(_WRONG) from None  # the code or the password was used up, changed
     return json_answer(ReauthAnswer(auth_time=now_s))
+
+
+def _note_refusal(identity: Identity, call: Call, user_id: str) -> None:
+    carry_out(identity.writer.submit, [
+        audit_of(identity, call, "reauth", user_id, reason=InvalidCredentials.code)
+    ])
 
 
 def _check_password(identity: Identity, user_id: str, password: str) -> list[Step]:
