@@ -145,6 +145,25 @@ def _warn_of_unnamed(
             )
 
 
+def check_urls(root: Node, findings: Findings) -> None:
+    """Report an entry of auth.urls that is no page."""
+    auth = root.value.get("auth") if isinstance(root.value, dict) else None
+    urls = auth.value.get("urls") if auth is not None and isinstance(auth.value, dict) else None
+    if urls is None or not isinstance(urls.value, dict):
+        return
+    for key in urls.value:
+        node = text_of(urls, key)
+        if node is None:
+            continue
+        try:
+            setting_values.url_or_path(node.value)
+        except ValueError as ex:
+            findings.error(
+                "AUTH_URL_INVALID", f"auth.urls.{key} is no page: {ex}", node.at,
+                'write for example "https://app.example.com/reset", or "/reset"',
+            )
+
+
 def check_org_roles(root: Node, findings: Findings) -> None:
     """Report a role of organisations that cannot be one."""
     auth = root.value.get("auth") if isinstance(root.value, dict) else None

@@ -17,6 +17,7 @@ from pylon.manifest.auth_checks import (
     check_on_delete,
     check_org_roles,
     check_trusted_origins,
+    check_urls,
     check_user_names,
 )
 from pylon.manifest.build import PLAIN_TYPES, field_type
@@ -57,6 +58,7 @@ def check_all(root: Node, findings: Findings) -> None:
     check_guest_carry(root, findings)
     check_org_roles(root, findings)
     check_on_delete(root, findings)
+    check_urls(root, findings)
     names = frozenset(names_of(items_of(root, "entities")))
     check_rate_limits(root, names, findings)
 

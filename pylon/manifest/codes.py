@@ -39,6 +39,11 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "warning.",
         "use one of the hint.",
     ),
+    "AUTH_URL_INVALID": (
+        "An entry of auth.urls is no page that a mail can lead to.",
+        "write a URL of http or https, or a path of this server that begins with /; without a "
+        "fragment.",
+    ),
     "AUTH_ROLE_INVALID": (
         "An entry of auth.org_roles is no role, or one that every app has.",
         "use a-z, 0-9, _ and -, beginning with a letter.",

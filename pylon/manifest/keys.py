@@ -141,6 +141,7 @@ AUTH: Final = Object(
         ),
         "password": Object({}, {"min_length": _MIN_LENGTH}),
         "trusted_origins": STRINGS,
+        "urls": Object({}, {"reset": STRING, "magic_link": STRING, "email_change": STRING}),
         "org": Object({}, {
             "entity": STRING, "member_entity": STRING, "invite_entity": STRING, "disabled": BOOL,
         }),

@@ -298,6 +298,8 @@ class AuthConfig:
     admin_field: str | None = None  # of a user; only administrators write it
     trusted_origins: tuple[str, ...] = ()
     password_min_chars: int = 10  # code points
+    # The app's own pages for the links of mails: reset, magic_link, email_change.
+    urls: Mapping[str, str] = field(default_factory=dict)
     org: OrgConfig | None = None  # None: the app has no organisations
     org_roles: tuple[str, ...] = ()  # of members, besides owner, admin and member
     # The fate of rows when an account ends, by "Entity.field".

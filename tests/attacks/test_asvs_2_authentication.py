@@ -86,6 +86,7 @@ ITEMS = {
         "a notice of each change",
         f"{PASSWORDS}::test_a_notice_of_a_change_goes_to_the_stored_address",
         "identity/test_email_changes.py::test_a_change_moves_the_account_and_ends_its_other_sessions",
+        "identity/test_new_devices.py::test_a_browser_that_the_user_has_not_used_is_told_of",
     ),
     "2.3.1": proved(
         "initial secrets are random and end",

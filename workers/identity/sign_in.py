@@ -38,7 +38,7 @@ from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords, PutReco
 from workers.identity.carry_over import plan_carry
 from workers.identity.commit import commit
 from workers.identity.identity import Call, Identity
-from workers.identity.known_devices import remember_device
+from workers.identity.known_devices import new_device_notice, remember_device
 from workers.identity.second_factor import (
     Accepted,
     Factors,
@@ -252,13 +252,14 @@ def _store_session(
     """Store the session. If the caller is a guest, their rows become the user's."""
     session = identity.issuer.issue(user_id, device=call.facts.device, methods=methods)
     known, known_cookies = remember_device(identity, call, user_id)
+    notices = new_device_notice(identity, call, user_id, methods[0])
     used = [
         *steps, _is_open(user_id), session.put,
         SetRecords(
             "users", [Condition("user_id", "=", user_id)],
             {"last_sign_in_at": identity.now_s()},
         ),
-        *([] if device is None else [device.put]), *known,
+        *([] if device is None else [device.put]), *known, *notices,
         audit_of(identity, call, "sign_in", user_id, metadata={"methods": list(methods)}),
     ]
     body = {
@@ -275,6 +276,8 @@ def _store_session(
         if carry is not None:
             body.update(carry.extra())
         break
+    if notices:
+        identity.wake_mail()
     cookies = (*known_cookies, *(() if device is None else (device.cookie,)))
     return json_answer(body, session_token=session.token, cookies=cookies)
 

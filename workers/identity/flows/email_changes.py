@@ -46,6 +46,7 @@ from workers.identity.codes import (
 )
 from workers.identity.identity import Call, Identity
 from workers.identity.link_forms import link_page, public_url, require_own_form
+from workers.identity.link_urls import link_url
 from workers.identity.mailboxes import (
     TRIES,
     address_of_caller,
@@ -73,7 +74,7 @@ def request(identity: Identity, call: Call) -> IdentityAnswer:
     )
     owner = find_account(identity, new)
     if owner is None or owner.user_id == user_id:
-        url = public_url(identity, "/email-change/confirm", token=made.secret)
+        url = link_url(identity, "email_change", made.secret)
         mail = identity.mails.put("EMAIL_CHANGE", new.text, CHANGE_S, url=url)
     else:  # the same writes, so that the time tells nothing either
         url = public_url(identity, "/")

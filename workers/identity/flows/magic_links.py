@@ -20,7 +20,8 @@ from pylon.errors import InvalidToken, MissingToken, PylonError, TotpRequired
 from workers.identity import rates
 from workers.identity.codes import SIGN_IN_LINK, Found, find_link, invalid_token, make_link
 from workers.identity.identity import Call, Identity
-from workers.identity.link_forms import NONCE_COOKIE, link_page, public_url, require_own_form
+from workers.identity.link_forms import NONCE_COOKIE, link_page, require_own_form
+from workers.identity.link_urls import link_url
 from workers.identity.mailboxes import sign_in_by_mailbox, typed_address
 from workers.identity.pages import message_page
 from workers.identity.rates import take_rates
@@ -42,7 +43,7 @@ def send(identity: Identity, call: Call) -> IdentityAnswer:
     if call.facts.is_trusted_origin:
         data["browser"] = hash_token(nonce)
     made = make_link(identity, SIGN_IN_LINK, LINK_S, email_key=email.key, data=data)
-    url = public_url(identity, PATH, token=made.secret)
+    url = link_url(identity, "magic_link", made.secret)
     carry_out(identity.writer.submit, [
         *take_rates(
             identity, (rates.SEND_IP, call.facts.address), (rates.SEND_ADDRESS, email.key),

@@ -34,13 +34,13 @@ from workers.identity.flows.passwords import (
     typed_key,
 )
 from workers.identity.identity import Call, Identity
+from workers.identity.link_urls import link_url
 from workers.identity.sign_in import finish_sign_in
-from workers.identity.stored_addresses import public_url, stored_address
+from workers.identity.stored_addresses import stored_address
 
 PURPOSE: Final = "password_reset"  # of `tokens`
 METHOD: Final = "password_reset"  # of a session
 _LIFE_S: Final = 30 * 60
-_PATH: Final = "/reset-password?token="
 
 
 def request(identity: Identity, call: Call) -> IdentityAnswer:
@@ -69,7 +69,7 @@ def request(identity: Identity, call: Call) -> IdentityAnswer:
         email_key=email.key, user_id=user_id, data={"email": email.text},
     )
     mail = identity.mails.put(
-        "PASSWORD_RESET", to or email.text, _LIFE_S, url=public_url(identity, _PATH + link.secret)
+        "PASSWORD_RESET", to or email.text, _LIFE_S, url=link_url(identity, "reset", link.secret)
     )
     carry_out(identity.writer.submit, [
         *link.steps,
