@@ -111,8 +111,9 @@ def cookie_value(header: str | None, name: str) -> UnprivilegedToken | None:
 DEVICE: Final = "device"  # marks a device that has signed in before
 OAUTH: Final = "oauth"  # binds the state of a provider's sign-in to the browser
 MAGIC_LINK: Final = "ml"  # the browser that asked for a magic link
+MFA: Final = "mfa"  # the challenge of a second factor, for our own page
 TRUSTED_DEVICE: Final = "trusted_device"
-_SUFFIXES: Final = {DEVICE: "_dev", OAUTH: "_oauth", MAGIC_LINK: "_ml"}
+_SUFFIXES: Final = {DEVICE: "_dev", OAUTH: "_oauth", MAGIC_LINK: "_ml", MFA: "_mfa"}
 _TRUSTED_DEVICE_COOKIE: Final = "pylon_trusted_device"
 _SESSION_SUFFIX: Final = "_session"
 

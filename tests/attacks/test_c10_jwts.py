@@ -24,8 +24,9 @@ from pylon.auth.jwts import READONLY, ROLES, SCOPES, TENANT
 from tests.identity.test_jwts import SECRET, foreign, me, mint, with_issuer
 from tests.identity.test_passkeys import account, code_of
 from tests.support import stores
-from tests.support.api import ApiStage
+from tests.support.api import ApiStage, serve_api
 from tests.support.issuers import Issuer, serve_issuer
+from tests.support.manifests import sign_in_app
 
 pytestmark = pytest.mark.stores
 REFUSED = (401, "INVALID_JWT")
@@ -202,3 +203,17 @@ def test_no_token_and_no_secret_is_in_an_error_or_the_audit_log(stage: ApiStage)
     wrong = hs256({"alg": "HS256"}, claims_of(stage, user_id), b"x" * 32)
     answer = me(stage, wrong)
     assert wrong.rpartition(".")[2] not in answer.text and SECRET not in answer.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254", "[::1]", "localhost"])
+def test_keys_are_fetched_from_public_addresses_only(
+    tmp_path: Path, issuer: Issuer, host: str
+) -> None:
+    port = issuer.url.rpartition(":")[2]
+    environ = {
+        "PYLON_JWT_JWKS_URL": f"https://{host}:{port}/jwks", "PYLON_JWT_JWKS_ISSUER": issuer.url,
+        "PYLON_JWT_JWKS_AUDIENCE": "my-api",
+    }
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        assert code_of(me(stage, foreign(stage, issuer))) == (503, "UNAVAILABLE")
+        assert issuer.seen == []

@@ -48,6 +48,8 @@ form+form button{margin-top:.75rem;background:transparent;color:inherit;
 border:2px solid var(--accent)}
 nav{margin-top:1.5rem}
 nav a{display:block;padding:.25rem 0;color:inherit}
+.providers a{margin-top:.75rem;padding:.6rem;text-align:center;text-decoration:none;font-weight:600;
+border:2px solid currentColor;border-radius:.4rem}
 """
 
 
@@ -136,7 +138,7 @@ def form_html(
 
 def page_html(
     style: PageStyle, title: str, *, error: str = "", text: str = "", form: str = "",
-    links: Sequence[Link] = (), script: str = "",
+    links: Sequence[Link] = (), script: str = "", providers: Sequence[Link] = (),
 ) -> bytes:
     """Return a whole page. `form` is HTML, `script` the path of a script, all else is text."""
     body = f"<h1>{html.escape(title)}</h1>"
@@ -144,12 +146,7 @@ def page_html(
         body += f'<p id="error" class="error" role="alert">{html.escape(error)}</p>'
     if text:
         body += f"<p>{html.escape(text)}</p>"
-    body += form
-    if links:
-        items = "".join(
-            f'<a href="{html.escape(link.href)}">{html.escape(link.text)}</a>' for link in links
-        )
-        body += f'<nav aria-label="Other ways">{items}</nav>'
+    body += form + _nav("Providers", providers, "providers") + _nav("Other ways", links)
     name = f"Error: {title}" if error else title
     loads = f'<script src="{html.escape(script)}" defer></script>' if script else ""
     return (
@@ -158,6 +155,16 @@ def page_html(
         f"<title>{html.escape(name)}</title><style>{style.text}</style>{loads}</head>"
         f"<body><main>{body}</main></body></html>\n"
     ).encode()
+
+
+def _nav(label: str, links: Sequence[Link], kind: str = "") -> str:
+    if not links:
+        return ""
+    items = "".join(
+        f'<a href="{html.escape(link.href)}">{html.escape(link.text)}</a>' for link in links
+    )
+    named = f' class="{kind}"' if kind else ""
+    return f'<nav{named} aria-label="{label}">{items}</nav>'
 
 
 def _text_on(colour: str) -> str:

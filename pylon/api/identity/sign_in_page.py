@@ -33,8 +33,11 @@ from pylon.api.identity import passkey_page
 from pylon.api.identity.forwarding import call_route, decode_form, facts_of
 from pylon.api.identity.own_pages import require_own_page
 from pylon.api.identity.page_html import Field, Link, PageStyle, form_html, page_html
+from pylon.api.identity.provider_links import provider_links
+from pylon.api.identity.provider_texts import provider_error_text
 from pylon.api.identity.routes import PAGES, ROUTE_BY_ACTION
 from pylon.api.services import IdentityServices
+from pylon.auth.cookies import MFA, cookie_value, identity_cookie_name
 from pylon.auth.redirects import check_redirect
 from pylon.bus.identity import IdentityAnswer
 from pylon.errors import PayloadTooLarge, PylonError, TotpRequired
@@ -120,6 +123,7 @@ _PASSKEY_FORM: Final = Form(
 )
 _FORM_BY_NAME: Final = {form.name: form for form in FORMS}
 _SECOND_FACTOR: Final = "second-factor"
+_WITH_PROVIDERS: Final = ("", "register")  # forms beside which the providers are
 _WITH_PASSKEY: Final = ("", _SECOND_FACTOR, passkey_page.NAME)  # forms beside which the button is
 
 
@@ -156,10 +160,15 @@ class _FormResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Show the form. The query may have `next`, and the values of hidden fields."""
         next_page = self._next_page(req, resp, read_text(req, "next"))
-        if next_page is not None:
-            hidden = [field.name for field in self._form.fields if field.kind == "hidden"]
-            values = {name: read_text(req, name) or "" for name in hidden}
-            self._show(resp, self._form, next_page, values)
+        if next_page is None:
+            return
+        hidden = [field.name for field in self._form.fields if field.kind == "hidden"]
+        values = {name: read_text(req, name) or "" for name in hidden}
+        if self._form.name == _SECOND_FACTOR and not values["challenge"]:
+            values["challenge"] = self._challenge_of(req)
+        failed = read_text(req, "oauth_error") if self._form.name == "" else None
+        text = "" if failed is None else provider_error_text(failed)
+        self._show(resp, self._form, next_page, values, text=text)
 
     on_head = on_get
 
@@ -186,6 +195,11 @@ class _FormResource:
             self._show(resp, self._form, next_page, values, error)
         else:
             self._go_on(resp, answer, next_page, values)
+
+    def _challenge_of(self, req: falcon.Request) -> str:
+        """Return the challenge of a sign-in with a provider, which a cookie has."""
+        name = identity_cookie_name(MFA, self._services.requests.cookie.name)
+        return cookie_value(req.env.get("HTTP_COOKIE"), name) or ""
 
     def _next_page(
         self, req: falcon.Request, resp: falcon.Response, given: str | None
@@ -239,9 +253,10 @@ class _FormResource:
 
     def _show(
         self, resp: falcon.Response, form: Form, next_page: str, values: Mapping[str, str],
-        error: PylonError | None = None,
+        error: PylonError | None = None, text: str = "",
     ) -> None:
-        """Show a form, with what was wrong with the last one."""
+        """Show a form, with what was wrong with the last one, or with the return of a provider
+        (`text`)."""
         has_button = self._has_passkeys and form.name in _WITH_PASSKEY
         query = "" if next_page == _HOME else "?" + urlencode({"next": next_page})
         fields = (*form.fields, Field("next", "", "hidden"))
@@ -250,7 +265,11 @@ class _FormResource:
             has_error=error is not None,
         )
         self._send(resp, 200 if error is None else int(error.status), next_page, page_html(
-            self._style, form.title, error="" if error is None else error.message,
+            self._style, form.title, error=text if error is None else error.message,
+            providers=(
+                provider_links(self._services.app.config, next_page)
+                if form.name in _WITH_PROVIDERS else ()
+            ),
             form=shown + (passkey_page.button_html(next_page) if has_button else ""),
             script=passkey_page.script_path() if has_button else "",
             links=[

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from pylon import limits
 from pylon.api.identity.provider_bodies import (
     ExchangeBody,
     LoginAnswer,
@@ -31,6 +32,9 @@ from pylon.api.identity.provider_bodies import (
     ProviderReturn,
     ReturnAnswer,
 )
+from pylon.api.identity.provider_texts import provider_error_text
+from pylon.api.identity.routes import PAGES
+from pylon.auth.cookies import MFA, identity_cookie_name, session_cookie
 from pylon.auth.freshness import require_fresh
 from pylon.auth.keys import hash_token
 from pylon.auth.origin import origins
@@ -39,23 +43,16 @@ from pylon.auth.transactions import carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import (
     AccessDenied,
-    AccountLocked,
-    AlreadyLinked,
     AuthRequired,
     CsrfRejected,
     InvalidIdToken,
     InvalidQuery,
     MissingCallback,
     MissingField,
-    OauthEmailNotVerified,
-    OauthProviderBroken,
-    OauthTokenExchangeFailed,
     ProviderNotFound,
     PylonError,
-    RateLimited,
     RecordExists,
     TotpRequired,
-    Unavailable,
 )
 from pylon.storage.auth_ops import PutRecord
 from workers.identity.exchange_codes import check_challenge, make_code, take_code
@@ -66,19 +63,6 @@ from workers.identity.providers.client import Confirmed, Provider
 from workers.identity.rates import START_IP, VERIFY_IP, take_rates
 
 _TRUE: Final = ("1", "true")
-# What a redirect says of an error. The page of the app shows it, so no other text gets there.
-_TEXTS: Final[dict[str, str]] = {
-    AccessDenied.code: "The sign-in was cancelled",
-    AccountLocked.code: "This account is locked",
-    AlreadyLinked.code: "This sign-in is linked to an account already",
-    OauthEmailNotVerified.code: "The provider has not verified this e-mail address",
-    OauthProviderBroken.code: "The provider cannot be used now",
-    OauthTokenExchangeFailed.code: "The provider did not confirm the sign-in",
-    RateLimited.code: "Too many attempts: wait, and try again",
-    TotpRequired.code: "Enter the code of your authenticator app",
-    Unavailable.code: "The server is busy: try again",
-}
-_OTHER_TEXT: Final = "The sign-in failed"
 _LEEWAY_S: Final = 60  # of the time of an ID token
 _NO_REFERRER: Final = (("referrer-policy", "no-referrer"),)
 
@@ -217,8 +201,14 @@ def _finish_by_redirect(identity: Identity, call: Call, given: ProviderReturn) -
             return _redirect(with_parameters(pending.callback, {"code": code}))
         answer = _finish(identity, call, provider, pending, given)
     except TotpRequired as ex:
+        challenge = str(ex.details["challenge"])
+        if pending.error_callback.startswith(PAGES):  # our own page reads no fragment
+            return _redirect(
+                with_parameters(f"{PAGES}second-factor", {"next": pending.callback}),
+                cookies=(_challenge_cookie(identity, challenge),),
+            )
         # A fragment reaches no server and no log.
-        fragment = f"#mfa={quote(str(ex.details['challenge']), safe='')}"
+        fragment = f"#mfa={quote(challenge, safe='')}"
         return _redirect(_error_url(pending, ex.code) + fragment)
     except PylonError as ex:
         return _redirect(_error_url(pending, ex.code))
@@ -322,8 +312,17 @@ def _public_url(identity: Identity) -> str:
 
 def _error_url(pending: Pending, code: str) -> str:
     return with_parameters(pending.error_callback, {
-        "oauth_error": code, "oauth_error_message": _TEXTS.get(code, _OTHER_TEXT),
+        "oauth_error": code, "oauth_error_message": provider_error_text(code),
     })
+
+
+def _challenge_cookie(identity: Identity, challenge: str) -> str:
+    """Return the Set-Cookie value that hands the challenge of a second factor to our own page."""
+    cookie = session_cookie(identity.app.config, identity.app.manifest)
+    name = identity_cookie_name(MFA, cookie.name)
+    path = "/" if name.startswith("__Host-") else PAGES
+    flags = "Secure; SameSite=Lax" if "Secure" in cookie.flags else "SameSite=Lax"
+    return f"{name}={challenge}; Path={path}; Max-Age={limits.CHALLENGE_S}; HttpOnly; {flags}"
 
 
 def _redirect(
