@@ -61,6 +61,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.bus",),
     ("pylon.rooms",),
     ("pylon.api", "pylon.openapi"),
+    ("pylon.doctor",),
     ("pylon.seed_file", "pylon.startup", "pylon.bench", "pylon.migrate", "pylon.install"),
     ("pylon.cli",),
     # Processes. Those of `workers` and the supervisor meet on the bus only.

@@ -22,7 +22,7 @@ from pylon import limits, log
 OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _LOG_PERIOD_S: Final = 60.0  # a process that stays full logs it this often
-_REMEDY: Final = "systemd: LimitNOFILE=131072; Docker: --ulimit nofile=131072"
+REMEDY: Final = "systemd: LimitNOFILE=131072; Docker: --ulimit nofile=131072"
 
 _log = log.get_logger("descriptors")
 
@@ -41,7 +41,7 @@ def warnings() -> list[str]:
         return []
     return [
         f"each process may open {hard} files (ulimit -Hn), so a worker takes about "
-        f"{_first_reserved(hard)} connections; raise the limit ({_REMEDY})"
+        f"{_first_reserved(hard)} connections; raise the limit ({REMEDY})"
     ]
 
 
@@ -79,7 +79,7 @@ class FdBudget:
             self._logged_s = now_s
             _log.error(
                 "accept.paused", error=error, limit=self._limit,
-                hint=f"new connections wait until others end; raise the limit ({_REMEDY}), or "
+                hint=f"new connections wait until others end; raise the limit ({REMEDY}), or "
                 "start more workers of this role",
             )
 

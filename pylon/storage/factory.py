@@ -13,6 +13,7 @@ from typing import Any
 from pylon.config import Config
 from pylon.storage.backend import Backend
 from pylon.storage.backups import BackupManager
+from pylon.storage.records import DatabaseFacts
 
 
 def open_store(config: Config) -> Backend:
@@ -56,6 +57,17 @@ def open_store_at(path: Path) -> Backend:
     from pylon.storage.sqlite.backend import SqliteBackend
 
     return SqliteBackend(path)
+
+
+def survey_database(url: str) -> DatabaseFacts:
+    """Return the facts of a PostgreSQL server, for an operator.
+
+    Raises:
+        ConnectionError: it does not answer, or refuses.
+    """
+    from pylon.storage.postgres.survey import survey_server
+
+    return survey_server(url)
 
 
 def open_dump_backups() -> BackupManager:

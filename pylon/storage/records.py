@@ -115,6 +115,18 @@ class StoreSizes(NamedTuple):
     free_bytes: int
 
 
+class DatabaseFacts(NamedTuple):
+    """What a database server says of itself, and how it answers."""
+
+    settings: dict[str, str]
+    connect_s: float
+    answer_s: float  # of one query
+    clock_ahead_s: float  # of this machine's clock; below 0: behind
+    is_standby: bool
+    connections: int  # of all clients
+    is_encrypted: bool  # this connection
+
+
 class IndexSpec(NamedTuple):
     """An index as maintenance makes it; see `pylon.manifest.model.Index`."""
 
