@@ -330,3 +330,34 @@ def test_clock_that_is_set_back_keeps_the_order_of_generations(live: ShippedData
     assert names == sorted(names) and len(names) == 2
     assert names[1] == live.capture.state.generation
     assert live.restore(RestorePoint())[1] == 3
+
+
+def test_crash_keeps_the_time_and_the_seq_of_commits_that_were_not_captured(
+    live: ShippedDatabase,
+) -> None:
+    live.snapshot()
+    fill(live, 3)
+    live.capture_now()
+    fill(live, 5)
+    live.crash()
+    live.clock.advance(100)
+    live.start()
+    live.capture_now()
+    live.upload()
+    for commit in live.history:
+        assert live.restore(RestorePoint(at_ms=commit.at_ms))[1] == commit.seq
+        assert live.restore(RestorePoint(seq=commit.seq))[1] == commit.seq
+
+
+def test_commit_of_another_program_gets_no_seq_below_its_own(live: ShippedDatabase) -> None:
+    live.snapshot()
+    fill(live, 2)
+    other = apsw.Connection(str(live.path))
+    other.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+    other.execute("INSERT INTO a VALUES (600, 3, 'foreign')").fetchall()
+    other.execute("INSERT INTO _pylon_change_log VALUES (3, 'a')").fetchall()
+    other.close()
+    live.capture_now()
+    live.upload()
+    assert live.restore(RestorePoint(seq=2))[1] == 2
+    assert live.restore(RestorePoint(seq=3))[1] == 3

@@ -197,8 +197,12 @@ class Checkpoints:
         for _ in range(_CATCH_UP_PASSES):
             if self.unwritten_bytes <= _REST_BYTES:
                 return True
+            before_bytes = self.unwritten_bytes
             self._capture_log(is_urgent=True)
-            if not self.checkpoint("passive"):
+            if not self.checkpoint("passive") and (
+                # The capture itself keeps back what was committed since its round.
+                self._capture is None or self.unwritten_bytes >= before_bytes
+            ):
                 return False
         return self.unwritten_bytes <= _REST_BYTES
 
