@@ -98,7 +98,7 @@ test-tools:
 	  echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; }
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	  -o Dpkg::Options::=--force-confold postgresql \
-	  nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy python3-venv
+	  gcc libc6-dev nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy python3-venv
 	@$(PYTHON) -m tests.support.autobahn || echo "make: so tests/test_autobahn.py is skipped" >&2
 	@$(PYTHON) -m tests.support.certified_provider || \
 	  echo "make: so a part of tests/test_provider_conformance.py is skipped" >&2

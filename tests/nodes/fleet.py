@@ -291,8 +291,3 @@ class Fleet:
         assert self.nodes[number].terminate() == 0, self.nodes[number].log()
         self.nodes[number].restart()
         return number
-
-
-def folder_env(_: Any) -> Mapping[str, str]:
-    """No settings: a node on a SQLite file in its own folder."""
-    return {}
