@@ -128,6 +128,7 @@ class Config:
     change_log_retain_bytes: int
     disk_floor_bytes: int
     audit_retain_days: int
+    guest_retain_days: int
     list_limit: int
     ws_max_message_bytes: int
     ws_deflate: bool

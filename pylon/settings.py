@@ -314,6 +314,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "`DISK_FULL`) and answers reads; 0 switches this off. SQLite only."),
     Setting("PYLON_AUDIT_RETAIN_DAYS", "audit_retain_days", _int(1, 36_500), "90",
             "Days for which the records of sign-ins and changes of accounts are kept."),
+    Setting("PYLON_GUEST_RETAIN_DAYS", "guest_retain_days", _int(0, 36_500), "0",
+            "Days without a request after which a guest session is deleted; 0 means when it "
+            "expires. An open socket is no request."),
     Setting("PYLON_LIST_LIMIT", "list_limit", _int(1, 100_000), "1000",
             "Largest number of rows in the response to a list or query."),
     Setting("PYLON_WS_MAX_MESSAGE_BYTES", "ws_max_message_bytes", _int(1_024, 16_777_216),

@@ -9,7 +9,8 @@ a wall clock that jumps neither ends the retention nor drops young events. The f
 the notes of sessions in use (`pylon.auth.session_life`), and converts datetimes of earlier versions
 (`conversion`). `flush_all` writes everything back at the end of a drain.
 
-Metrics: pylon_changelog_size_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions.
+Metrics: pylon_changelog_size_bytes, pylon_changelog_oldest_seq, pylon_db_writable, pylon_sessions,
+pylon_retention_deleted_total.
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class Flusher:
         self, maintenance: Maintenance, keep_events: int, clock: Clock,
         keep_bytes: int = sys.maxsize, *, leads: Callable[[], bool] = lambda: True,
         life: SessionLife = _DEFAULT_LIFE, audit_retain_days: int = 90,
+        guest_retain_days: int = 0,
     ) -> None:
         """
         Args:
             leads: whether this node does the upkeep that one of all nodes is to do: retention, the
                 collection of sessions, conversions.
+            guest_retain_days: 0 keeps guests until they expire.
         """
         self._maintenance = maintenance
         self._keep_events = keep_events
@@ -58,6 +61,8 @@ class Flusher:
         self._leads = leads
         self._life = life
         self._kept_s = {"audit": audit_retain_days * _DAY_S, "outbox": _OUTBOX_KEPT_S}
+        self._guest_retain_s = guest_retain_days * _DAY_S
+        self._guests_after_id = ""  # the sessions up to this id were looked at
         self._clock = clock
         self.store_problem: str | None = None
         self._begun_mono_s = clock.monotonic_s()
@@ -171,6 +176,7 @@ class Flusher:
                 break
             dropped += count
         if dropped:
+            metrics.RETENTION_DELETED.labels("change_log").inc(dropped)
             _log.debug("log.pruned", events=dropped)
 
     def _count_sessions(self) -> None:
@@ -207,16 +213,38 @@ class Flusher:
                 break
             count = self._maintenance.prune_sessions(limits.SESSION_STEP, unused_before_s)
             metrics.SESSIONS_COLLECTED.inc(count)
+            metrics.RETENTION_DELETED.labels("sessions").inc(count)
             if count < limits.SESSION_STEP:
+                break
+
+    def _collect_guests(self) -> None:
+        """Drop guests that were not seen for long. The table has no index of when each session was
+        seen, which each use would have to change: each round looks at a part of it."""
+        if not self._guest_retain_s:
+            return
+        seen_before_s = self._clock.wall_ns() // NS_PER_S - self._guest_retain_s
+        for _ in range(limits.GUEST_STEPS):
+            if self._ending.is_set():
+                break
+            step = self._maintenance.prune_guests(
+                self._guests_after_id, limits.GUEST_STEP, seen_before_s
+            )
+            self._guests_after_id = step.last_id
+            metrics.RETENTION_DELETED.labels("guests").inc(step.dropped)
+            if not step.last_id:
                 break
 
     def _prune_records(self) -> None:
         """Drop the records of sign-in whose time is over."""
         for _ in range(limits.SESSION_STEPS):
+            if self._ending.is_set():
+                break
             now_s = self._clock.wall_ns() // NS_PER_S
-            if self._ending.is_set() or not self._maintenance.prune_records(
-                limits.SESSION_STEP, now_s, self._kept_s
-            ):
+            dropped = self._maintenance.prune_records(limits.SESSION_STEP, now_s, self._kept_s)
+            for table, count in dropped.items():
+                if count:
+                    metrics.RETENTION_DELETED.labels(table).inc(count)
+            if not any(dropped.values()):
                 break
 
     def _run(self) -> None:
@@ -236,6 +264,7 @@ class Flusher:
                 if is_due:
                     self._pruned_at_s = self._clock.monotonic_s()
                     self._collect_sessions()
+                    self._collect_guests()
                     self._prune_records()
                 failing = False
             except PylonError as ex:

@@ -249,7 +249,7 @@ def _assemble(
     flusher = Flusher(
         engine.maintenance, config.change_log_retain, clock, config.change_log_retain_bytes,
         leads=lambda: nodes is None or nodes.leads, life=session_life(manifest.auth),
-        audit_retain_days=config.audit_retain_days,
+        audit_retain_days=config.audit_retain_days, guest_retain_days=config.guest_retain_days,
     )
     flusher.start()
     stack.callback(flusher.stop)

@@ -372,6 +372,32 @@ def test_guests_that_nobody_used_are_collected_after_a_day(
     writer.stop()
 
 
+def test_guests_that_were_not_seen_for_long_are_collected(
+    store: WriterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "GUEST_STEP", 10)
+    monkeypatch.setattr(limits, "GUEST_STEPS", 2)
+    flusher = Flusher(store.engine.maintenance, 1_000, store.clock, guest_retain_days=30)
+    keeping = Flusher(store.engine.maintenance, 1_000, store.clock)
+    now_s = store.clock.wall_ns() // 10**9
+    store.engine.apply([
+        WriteRequest(n, PutSession(f"s{n:02}", "u", n != 7, now_s, 0, "")) for n in range(45)
+    ])
+    before = total(metrics.RETENTION_DELETED, kind="guests")
+    writer, local = start_writer(store)
+    flusher._collect_guests()  # the first 20 of the table
+    store.clock.advance(30 * 86_400 + 1)
+    left = []
+    for _ in range(3):
+        keeping._collect_guests()
+        flusher._collect_guests()
+        left.append(sum(store.engine.maintenance.count_sessions().values()))
+    assert left == [25, 20, 1], "from the 20th on, then the rest, then from the beginning"
+    assert total(metrics.RETENTION_DELETED, kind="guests") - before == 44
+    local.close()
+    writer.stop()
+
+
 def test_records_of_sign_in_go_when_their_time_is_over(store: WriterStore) -> None:
     flusher = Flusher(store.engine.maintenance, 1_000, store.clock, audit_retain_days=2)
     now_s = store.clock.wall_ns() // 10**9

@@ -28,6 +28,7 @@ from pylon.storage.records import (
     ConversionStep,
     DocumentUpdate,
     FacetCounts,
+    GuestStep,
     IndexSpec,
     LogFacts,
     LogRetention,
@@ -295,8 +296,12 @@ class Maintenance(Protocol):
         """Drop at most `limit` expired sessions, and as many guests that were made before
         `unused_before_s` (Unix time) and never used; how many in all."""
 
-    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
-        """Drop at most `limit` expired records of each auth table; how many in all.
+    def prune_guests(self, after_id: str, limit: int, seen_before_s: int) -> GuestStep:
+        """Look at the next `limit` sessions after an id, and drop the guests among them that were
+        last seen before that Unix time."""
+
+    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> dict[str, int]:
+        """Drop at most `limit` expired records of each auth table; how many by table.
 
         Args:
             kept_s: for how many seconds records of a table stay after their `expires`.

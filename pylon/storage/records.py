@@ -78,6 +78,13 @@ class SessionNote(NamedTuple):
     max_age_s: int  # the end lies at most so long after the sign-in; 0: no bound
 
 
+class GuestStep(NamedTuple):
+    """A step of the collection of idle guests."""
+
+    dropped: int
+    last_id: str  # of the sessions that it looked at; "": these were the last ones
+
+
 class BatchRefusal(NamedTuple):
     """The reason of a refused batch: a label for metrics, and a sentence with the path."""
 

@@ -129,6 +129,25 @@ def test_expired_and_unused_sessions_are_pruned_in_steps(stage: StoreStage) -> N
     assert maintenance.count_sessions() == {"guest": 2, "user": 1}
 
 
+def test_idle_guests_are_pruned_in_parts_of_the_table(stage: StoreStage) -> None:
+    now_s = stage.clock.wall_ns() // 1_000_000_000
+    old_s = now_s - 40 * DAY_S
+    stage.apply(
+        session(1, made_s=old_s), session(2, made_s=now_s), session(3, guest=False, made_s=old_s),
+        session(4, made_s=old_s), session(5, made_s=old_s),
+    )
+    maintenance = stage.writer.maintenance
+    maintenance.note_sessions_used([f"{4:064x}"], SessionNote(now_s, now_s - 1, 0, 0))
+    steps, after_id = [], ""
+    for _ in range(3):
+        step = maintenance.prune_guests(after_id, 2, now_s - 30 * DAY_S)
+        steps.append((step.dropped, step.last_id))
+        after_id = step.last_id
+    assert steps == [(1, f"{2:064x}"), (0, f"{4:064x}"), (1, "")]
+    assert [n for n in range(1, 6) if stage.reader.session(f"{n:064x}")] == [2, 3, 4]
+    assert maintenance.count_sessions() == {"guest": 2, "user": 1}
+
+
 def test_shard_states_replace_each_other_and_remember_their_worker(stage: StoreStage) -> None:
     stage.apply(PutShard("a:1", 5, b"old"), PutShard("a:1", 6, b"new"), MoveShard("a:2", "3"))
     found = stage.reader.shard("a:1")

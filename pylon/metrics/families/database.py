@@ -58,6 +58,11 @@ SESSIONS_COLLECTED: Final = Counter(
     "Sessions deleted because they had expired, or were guests that nobody had used.",
     registry=SUPERVISOR,
 )
+RETENTION_DELETED: Final = Counter(
+    "pylon_retention_deleted_total",
+    "Records that retention has deleted, by kind: change_log (events and op_ids), sessions, "
+    "guests, and each table of sign-in, such as audit.", ("kind",), registry=SUPERVISOR,
+)
 DATETIMES_CONVERTED: Final = Counter(
     "pylon_datetimes_converted_total",
     "Rows of an earlier version whose datetimes were brought to the stored notation.",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pylon.storage.core.transaction import MaintenanceRows, SessionRows
 from pylon.storage.ops import PutSession
-from pylon.storage.records import SessionRow
+from pylon.storage.records import GuestStep, SessionRow
 
 
 def put_session(rows: SessionRows, op: PutSession) -> None:
@@ -25,6 +25,15 @@ def put_session(rows: SessionRows, op: PutSession) -> None:
         methods=op.methods, last_seen_at_s=op.last_seen_at_s or op.created_at_s,
         token_hint=op.token_hint,
     ))
+
+
+def prune_guests(rows: MaintenanceRows, after_id: str, limit: int, seen_before_s: int) -> GuestStep:
+    """Drop the guests that were last seen before a Unix time among the next `limit` sessions after
+    an id."""
+    found = rows.list_sessions(after_id, limit, seen_before_s)
+    idle = [session_id for session_id, is_idle in found if is_idle]
+    dropped = sum(rows.drop_session(session_id) for session_id in idle)
+    return GuestStep(dropped, found[-1][0] if len(found) == limit else "")
 
 
 def prune_sessions(rows: MaintenanceRows, limit: int, now_s: int, unused_before_s: int) -> int:

@@ -319,6 +319,12 @@ class MaintenanceRows(Protocol):
     def unused_sessions(self, made_before_s: int, limit: int) -> list[str]:
         """Return the ids of unused sessions made before that time, oldest first."""
 
+    def list_sessions(
+        self, after_id: str, limit: int, seen_before_s: int
+    ) -> list[tuple[str, bool]]:
+        """Return the first `limit` sessions after an id, in the order of ids; whether each is a
+        guest that was last seen before that time."""
+
     def count_events(self) -> int:
         """Return the number of events; a scan."""
 

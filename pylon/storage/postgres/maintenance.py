@@ -42,6 +42,7 @@ from pylon.storage.postgres.writer_session import LOCK, WriterSession
 from pylon.storage.records import (
     BatchRefusal,
     ConversionStep,
+    GuestStep,
     IndexSpec,
     LogFacts,
     LogRetention,
@@ -116,16 +117,45 @@ class PostgresMaintenance:
 
         return self._run(prune)
 
-    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
+    def prune_guests(self, after_id: str, limit: int, seen_before_s: int) -> GuestStep:
+        """See `Maintenance`."""
+        now_s = self._clock.wall_ns() // NS_PER_S
+
+        def prune(session: BlockingSession) -> GuestStep:
+            found = session.execute(sessions.LIST_AFTER, (after_id, seen_before_s, limit))
+            rows = [
+                ((found.get_value(n, 0) or b"").decode(), found.get_value(n, 1) == b"t")
+                for n in range(found.ntuples)
+            ]
+            last_id = rows[-1][0] if len(rows) == limit else ""
+            idle = [session_id for session_id, is_idle in rows if is_idle]
+            if not idle:
+                return GuestStep(0, last_id)
+            results = session.pipeline([
+                ("BEGIN", ()), (LOCK, (self._writer.key,)),
+                (sessions.DROP_IDLE, (idle, sessions.ENDED, now_s, seen_before_s)),
+                (sequences.NOTIFY, (
+                    self._writer.channel, payload(0, self._writer_id, sessions=True)
+                )),
+                ("COMMIT", ()),
+            ])
+            return GuestStep(int(results[2].get_value(0, 0) or 0), last_id)
+
+        return self._run(prune)
+
+    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> dict[str, int]:
         """See `Maintenance`. It has the writers' lock, since no record that a batch relies on may
         go before its commit."""
 
-        def prune(session: BlockingSession) -> int:
+        def prune(session: BlockingSession) -> dict[str, int]:
+            statements = record_sql.prunes(DIALECT, limit, now_s, kept_s)
             results = session.pipeline([
-                ("BEGIN", ()), (LOCK, (self._writer.key,)),
-                *record_sql.prunes(DIALECT, limit, now_s, kept_s), ("COMMIT", ()),
+                ("BEGIN", ()), (LOCK, (self._writer.key,)), *statements.values(), ("COMMIT", ()),
             ])
-            return sum(result.command_tuples or 0 for result in results[2:-1])
+            return {
+                table: result.command_tuples or 0
+                for table, result in zip(statements, results[2:-1], strict=True)
+            }
 
         return self._run(prune)
 

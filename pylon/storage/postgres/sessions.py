@@ -72,6 +72,15 @@ DROP_ALL: Final = (
     f"SELECT nextval('{MARK_SEQUENCE}'), $2, family, $3 FROM ended) "
     "SELECT count(*) FROM ended"
 )
+# The same for guests that were not seen since $4: one may have been seen meanwhile.
+DROP_IDLE: Final = DROP_ALL.replace(
+    "= ANY($1::text[]) RETURNING",
+    "= ANY($1::text[]) AND is_guest AND coalesce(last_seen_at, created_at) < $4 RETURNING", 1,
+)
+LIST_AFTER: Final = (
+    "SELECT session_id, is_guest AND coalesce(last_seen_at, created_at) < $2 "
+    "FROM _pylon_auth_sessions WHERE session_id > $1 ORDER BY session_id LIMIT $3"
+)
 EXPIRED: Final = (
     "SELECT session_id FROM _pylon_auth_sessions WHERE expires_at > 0 AND expires_at <= $1 LIMIT $2"
 )

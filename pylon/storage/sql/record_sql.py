@@ -286,12 +286,13 @@ def session_ids(
 
 def prunes(
     dialect: RecordDialect, limit: int, now_s: int, kept_s: Mapping[str, int]
-) -> Iterator[RecordStatement]:
-    """Yield the statements that delete at most `limit` expired records of each table. Args: see
+) -> dict[str, RecordStatement]:
+    """Return, by table, the statements that delete at most `limit` expired records. Args: see
     `pylon.storage.interface.Maintenance.prune_records`."""
-    for table in TABLES:
-        if table.expires is not None:
-            yield _prune(dialect, table, now_s - kept_s.get(table.name, 0), limit)
+    return {
+        table.name: _prune(dialect, table, now_s - kept_s.get(table.name, 0), limit)
+        for table in TABLES if table.expires is not None
+    }
 
 
 def _prune(

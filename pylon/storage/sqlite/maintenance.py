@@ -23,11 +23,12 @@ from pylon.errors import StoreUnavailable
 from pylon.manifest.model import Manifest
 from pylon.storage.core.engine import BatchEngine
 from pylon.storage.core.retention import Retention
-from pylon.storage.core.sessions import prune_sessions
+from pylon.storage.core.sessions import prune_guests, prune_sessions
 from pylon.storage.core.transaction import MaintenanceRows
 from pylon.storage.records import (
     BatchRefusal,
     ConversionStep,
+    GuestStep,
     IndexSpec,
     LogFacts,
     LogRetention,
@@ -86,7 +87,13 @@ class SqliteMaintenance:
             lambda: prune_sessions(self._rows, limit, now_s, unused_before_s)
         ))
 
-    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
+    def prune_guests(self, after_id: str, limit: int, seen_before_s: int) -> GuestStep:
+        """See `Maintenance`."""
+        return self._run(lambda: self._batches.run_step(
+            lambda: prune_guests(self._rows, after_id, limit, seen_before_s)
+        ))
+
+    def prune_records(self, limit: int, now_s: int, kept_s: Mapping[str, int]) -> dict[str, int]:
         """See `Maintenance`."""
         return self._run(
             lambda: self._batches.run_step(

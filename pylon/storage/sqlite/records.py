@@ -95,12 +95,14 @@ class SqliteRecords:
         return self._conn.changes()
 
 
-def prune(conn: apsw.Connection, limit: int, now_s: int, kept_s: Mapping[str, int]) -> int:
+def prune(
+    conn: apsw.Connection, limit: int, now_s: int, kept_s: Mapping[str, int]
+) -> dict[str, int]:
     """Drop expired records. See `pylon.storage.interface.Maintenance.prune_records`."""
-    dropped = 0
-    for text, parameters in record_sql.prunes(DIALECT, limit, now_s, kept_s):
+    dropped = {}
+    for table, (text, parameters) in record_sql.prunes(DIALECT, limit, now_s, kept_s).items():
         conn.execute(text, parameters)
-        dropped += conn.changes()
+        dropped[table] = conn.changes()
     return dropped
 
 

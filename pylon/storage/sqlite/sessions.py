@@ -103,6 +103,19 @@ def unused(conn: apsw.Connection, made_before_s: int, limit: int) -> list[str]:
     )
 
 
+def list_after(
+    conn: apsw.Connection, after_id: str, limit: int, seen_before_s: int
+) -> list[tuple[str, bool]]:
+    """Return sessions in the order of ids, and whether each is a guest that was last seen before
+    that time."""
+    found = conn.execute(
+        "SELECT session_id, is_guest <> 0 AND coalesce(last_seen_at, created_at) < ? "
+        "FROM _pylon_auth_sessions WHERE session_id > ? ORDER BY session_id LIMIT ?",
+        (seen_before_s, after_id, limit),
+    )
+    return [(str(session_id), bool(is_idle)) for session_id, is_idle in found]
+
+
 def _ids(conn: apsw.Connection, query: str, *params: int) -> list[str]:
     return [str(session_id) for (session_id,) in conn.execute(query, params)]
 

@@ -336,6 +336,12 @@ class _Maintenance:
         """See `MaintenanceRows`."""
         return sessions.unused(self._conn, made_before_s, limit)
 
+    def list_sessions(
+        self, after_id: str, limit: int, seen_before_s: int
+    ) -> list[tuple[str, bool]]:
+        """See `MaintenanceRows`."""
+        return sessions.list_after(self._conn, after_id, limit, seen_before_s)
+
     def count_events(self) -> int:
         """See `MaintenanceRows`."""
         return log.count(self._conn)
