@@ -32,7 +32,7 @@ from pylon.errors import PylonError
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
     "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "migrate",
-    "doctor", "metrics", "logs",
+    "doctor", "top", "metrics", "logs", "support-bundle",
     "schema", "seed", "export", "import", "bench", "search", "shards", "session", "user", "key",
     "jwt", "audit", "replay", "explain", "explain-query", "policy", "mail",
     "install-systemd", "uninstall", "completion", "man", "version",

@@ -92,11 +92,11 @@ def diff(ctx: click.Context, manifests: tuple[str, ...]) -> None:
 def inspect(sqlite: str | None, dev: bool) -> None:
     """Show the tables, columns and indexes that the database has."""
     tables = existing_store(read_settings(dev=dev).config, sqlite).schema.inspect()
-    body = {"tables": [_table(t) for t in tables]}
+    body = {"tables": [describe_table(t) for t in tables]}
     result(body, "\n".join(line for t in body["tables"] for line in _lines(t)))
 
 
-def _table(table: TableInfo) -> dict[str, Any]:
+def describe_table(table: TableInfo) -> dict[str, Any]:
     """Return the object of spec/http.md §8."""
     return {
         "name": table.name,
