@@ -140,6 +140,9 @@ class Config:
     log_level: str
     log_max_bytes: int
     access_log: float  # the share of requests that get a log line
+    otel_endpoint: str | None  # of a collector, for traces
+    otel_headers: tuple[tuple[str, str], ...] = field(repr=False)
+    otel_sample: float  # the share of requests that begin a trace
     slow_query_s: float  # a longer read of rows is counted as slow and logged
     sign_in_providers: tuple[ProviderSettings, ...] = ()  # of PYLON_OAUTH_FILE and PYLON_OAUTH_*
     email_templates: Mapping[str, str] = field(default_factory=dict)  # PYLON_EMAIL_TEMPLATE_*

@@ -229,6 +229,11 @@ HTTP_DISPATCHERS: Final = 2_048  # greenlets that run handlers; more than WRITES
 HTTP_BODIES_BYTES: Final = 128 * 1024 * 1024  # bodies that are arriving at one worker
 HTTP_CHUNKS: Final = 16_384  # of one body; further chunks must have 16 bytes each on average
 HTTP_OUTGOING_BYTES: Final = 128 * 1024 * 1024  # responses of one worker to slow clients
+SPANS_WAITING: Final = 2_048  # of an HTTP worker, for the collector; further ones are dropped
+SPANS_OF_BATCH: Final = 128  # in one request to the collector
+SPAN_TRIES: Final = 4  # of a batch, before it is lost
+SPAN_REQUEST_S: Final = 5.0  # one request to the collector, and the last ones of a worker together
+SPAN_LOG_S: Final = 60.0  # between two log lines about lost spans
 SLOW_REQUEST_S: Final = 1.0  # a slower HTTP request is logged
 
 SANDBOX_CPU_S: Final = 2.0  # of CPU time, to check one update

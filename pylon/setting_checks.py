@@ -58,6 +58,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     yield from _database_problems(config)
     yield from _cluster_problems(config)
     yield from _backup_problems(config)
+    yield from _tracing_problems(config)
     for role, entry in PORT_BY_ROLE.items():
         port = config.port_of(role)
         if config.workers_of(role) and port > _LAST_PORT:
@@ -66,6 +67,16 @@ def unsafe_settings(config: Config) -> Iterator[str]:
         yield f"PYLON_APP is {config.app!r}, which is not a file"
     if config.static_dir is not None:
         yield from _static_dir_problems(config, Path(config.static_dir))
+
+
+def _tracing_problems(config: Config) -> Iterator[str]:
+    if config.otel_endpoint is not None and not (
+        find_spec("opentelemetry") and find_spec("opentelemetry.proto")
+    ):
+        yield (
+            "PYLON_OTEL_ENDPOINT is set, and opentelemetry-proto is not installed: "
+            "pip install 'pylon-server[otel]'"
+        )
 
 
 def _backup_problems(config: Config) -> Iterator[str]:

@@ -27,6 +27,7 @@ Parser = Callable[[str], Any]
 
 _COLOUR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 _KEPT_MAX: Final = 10_000
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also accepts 1_000 and non-ASCII digits
 _NUMBER: Final = re.compile(
     r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?"
@@ -252,6 +253,17 @@ def url(*schemes: str) -> Parser:
         return raw
 
     return parse
+
+
+def header_fields(raw: str) -> tuple[tuple[str, str], ...]:
+    """Return header fields of a request: ``name=value`` pairs with commas between."""
+    fields = []
+    for pair in raw.split(",") if raw.strip() else ():
+        name, equals, value = pair.partition("=")
+        if not equals or not _FIELD_NAME.fullmatch(name.strip()) or not value.isprintable():
+            raise ValueError("expected name=value pairs with commas between")
+        fields.append((name.strip().lower(), value.strip()))
+    return tuple(fields)
 
 
 def smtp_url(raw: str) -> str:

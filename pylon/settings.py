@@ -24,6 +24,7 @@ from pylon.setting_values import (
     cookie_domain,
     cookie_name,
     db_path,
+    header_fields,
     keep_rules,
     mailbox,
     native_callbacks,
@@ -344,6 +345,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_ACCESS_LOG", "access_log", _float(0, 1), "0",
             "Share of the requests that get a line in the log (request.answered): 0 none, 0.01 one "
             "of a hundred, 1 all."),
+    Setting("PYLON_OTEL_ENDPOINT", "otel_endpoint", url("http", "https"), None,
+            "URL of an OpenTelemetry collector for traces (OTLP over HTTP), for example "
+            "http://127.0.0.1:4318/v1/traces. Needs pip install 'pylon-server[otel]'."),
+    Setting("PYLON_OTEL_HEADERS", "otel_headers", header_fields, "",
+            "Header fields for the collector, as name=value with commas between.", secret=True),
+    Setting("PYLON_OTEL_SAMPLE", "otel_sample", _float(0, 1), "1",
+            "Share of the requests without a traceparent that begin a trace."),
     Setting("PYLON_SLOW_QUERY_S", "slow_query_s", _float(0, 3600), "0.25",
             "A read of rows that takes longer is counted as slow, and logged without its values "
             "(query.slow)."),

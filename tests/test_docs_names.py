@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("pylon", "workers", "supervisor", "tests", "bench")
 _DOTTED = re.compile(r"`((?:pylon|workers|supervisor)(?:\.[a-z_][a-z0-9_]*)+)(?:\.[A-Z]\w*)?`")
 _PATH = re.compile(r"`((?:pylon|workers|supervisor|tests|bench)/[\w/]+\.py)`")
-# Files of a backup and of an installation, and the key of a WSGI environ.
-_NO_MODULES = {"pylon.db", "pylon.dump", "pylon.env", "pylon.raw_path"}
+# Files of a backup and of an installation, the key of a WSGI environ, the attribute of a span.
+_NO_MODULES = {"pylon.db", "pylon.dump", "pylon.env", "pylon.raw_path", "pylon.request_id"}
 
 
 def texts() -> Iterator[tuple[str, str]]:

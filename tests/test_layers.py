@@ -49,7 +49,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # What works on any store.
     (
         "pylon.auth", "pylon.changelog", "pylon.crdt", "pylon.realtime", "pylon.rates",
-        "pylon.limiter", "pylon.app_rates", "pylon.app", "pylon.mail",
+        "pylon.limiter", "pylon.app_rates", "pylon.app", "pylon.mail", "pylon.tracing",
     ),
     # How a store is made. Nobody but the factory knows a backend.
     ("pylon.storage.core", "pylon.storage.bundle"),

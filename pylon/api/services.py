@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pylon.admission import Admission
 from pylon.api.admin.readiness import Readiness
@@ -44,6 +44,9 @@ from pylon.storage.interface import Store
 from pylon.storage.ops import WriteOp, WriteReply
 
 Credentials = tuple[str | None, str | None]  # the Authorization and the Cookie header
+
+if TYPE_CHECKING:
+    from pylon.tracing.exporter import SpanExporter
 
 
 class Writer(Protocol):
@@ -156,6 +159,7 @@ class RequestServices:
     app_rates: AppRates = field(init=False)
     decoding: Admission = field(init=False)
     request_id_prefix: str = field(init=False)
+    spans: SpanExporter | None = field(init=False)
 
     def connect(self, connections: Connections) -> None:
         self.session_cache = connections.session_cache
@@ -165,6 +169,11 @@ class RequestServices:
         # One at a time: the decoder holds the interpreter, so a second one would only wait for it.
         self.decoding = Admission("decode", 1, 1)
         self.request_id_prefix = self.app.random.token_hex(4)
+        self.spans = None
+        if self.app.config.otel_endpoint is not None:
+            from pylon.tracing.exporter import open_exporter  # PERF: urllib3 takes 3 MiB
+
+            self.spans = open_exporter(self.app)
 
 
 @dataclass(slots=True)

@@ -114,6 +114,7 @@ class HttpProcess:
                 readiness=self._readiness,
             )
         )
+        self._spans = services.requests.spans
         self.status_changed = booted.status_changed
         self.counts = shared_counts(
             runtime.dir, booted.role, booted.worker, app.config.workers_of(booted.role)
@@ -149,6 +150,8 @@ class HttpProcess:
     def close(self) -> None:
         """Close the connections to the bus and the store."""
         gevent.killall(self._greenlets)
+        if self._spans is not None:
+            self._spans.close()
         for sender in self.passing.values():
             sender.close()
         self._writer.close()

@@ -2,6 +2,7 @@
 
     middleware    runs before and after each request: ids, CSRF, headers, metrics, the access log
     access_log    a line for a share of the requests
+    request_spans  a span for each request of a sampled trace
     request_metrics  counts requests by route, errors by code, sizes of bodies
     routing       paths with an encoded slash
     callers       the caller and the address of a request

@@ -15,7 +15,7 @@ from typing import Any
 import falcon
 
 from pylon.api.http.request_metrics import NO_ROUTE, method_label
-from pylon.clock import Clock, RandomSource
+from pylon.clock import RandomSource
 from pylon.log import get_logger
 
 _log = get_logger("http")
@@ -24,12 +24,11 @@ _log = get_logger("http")
 class AccessLog:
     """The access log of one HTTP worker."""
 
-    __slots__ = ("_clock", "_random", "_share")
+    __slots__ = ("_random", "_share")
 
-    def __init__(self, share: float, clock: Clock, random: RandomSource) -> None:
+    def __init__(self, share: float, random: RandomSource) -> None:
         """Args: `share` is PYLON_ACCESS_LOG, from 0 to 1."""
         self._share = share
-        self._clock = clock
         self._random = random
 
     def takes(self) -> bool:
@@ -37,9 +36,10 @@ class AccessLog:
         share = self._share
         return share > 0.0 and (share >= 1.0 or self._random.uniform(0.0, 1.0) < share)
 
-    def write(self, req: falcon.Request, resp: falcon.Response, size_bytes: int) -> None:
+    def write(
+        self, req: falcon.Request, resp: falcon.Response, elapsed_s: float, size_bytes: int
+    ) -> None:
         """Write the line of a request whose response is complete."""
-        elapsed_s = self._clock.monotonic_s() - req.context.started_s
         _log.info("request.answered", **line_of(req, resp, elapsed_s), size_bytes=size_bytes)
 
 

@@ -7,7 +7,8 @@ route is known, the names of the query parameters, and whether an API key reache
 (`route_access`).
 After: it sets the session cookie again whose session this use prolongs, the security and CORS
 headers, and `no-store` on responses of the API. It counts the request (`request_metrics`), writes a
-line of the access log (`access_log`), and logs a request that was slow.
+line of the access log (`access_log`) and a span (`request_spans`), and logs a request that was
+slow.
 
 Probes (/health, /livez, /readyz) are not counted (spec/http.md §7).
 
@@ -25,6 +26,7 @@ from typing import Any, Final
 import falcon
 
 from pylon import limits
+from pylon.api.http import request_spans
 from pylon.api.http.access_log import AccessLog, line_of
 from pylon.api.http.callers import caller_of
 from pylon.api.http.parameters import check_names
@@ -68,9 +70,8 @@ class RequestMiddleware:
         # (`RequestServices.request_id_prefix`) and a counter of eight digits.
         self._ids = itertools.count(1)
         self._metrics = RequestMetrics()
-        self._access_log = AccessLog(
-            services.app.config.access_log, self._clock, services.app.random
-        )
+        self._random = services.app.random
+        self._access_log = AccessLog(services.app.config.access_log, self._random)
         self._log_all = _log.enabled("debug")
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -88,6 +89,8 @@ class RequestMiddleware:
         traceparent = env.get("HTTP_TRACEPARENT")
         if traceparent is not None:
             context.trace = parse_traceparent(traceparent)
+        if self._services.spans is not None:
+            request_spans.begin(req, self._services.spans, self._clock, self._random)
         if "pylon.quarantined" in env:
             raise RequestQuarantined(
                 "A request like this one has ended server processes; it is refused for now",
@@ -174,9 +177,10 @@ class RequestMiddleware:
         elapsed_s = self._clock.monotonic_s() - context.started_s
         if path not in _PROBES:
             trace: TraceContext | None = getattr(context, "trace", None)
+            is_logged = self._access_log.takes()
             finish = None
-            if self._access_log.takes():
-                finish = partial(self._access_log.write, req, resp)
+            if is_logged or self._services.spans is not None:
+                finish = partial(self._finish, req, resp, is_logged)
             self._metrics.count(
                 req, resp, elapsed_s,
                 {"trace_id": trace.trace_id} if trace is not None and trace.is_sampled else None,
@@ -186,6 +190,16 @@ class RequestMiddleware:
             _log.warning("request.slow", **line_of(req, resp, elapsed_s))
         elif self._log_all:
             _log.debug("request", **line_of(req, resp, elapsed_s))
+
+    def _finish(
+        self, req: falcon.Request, resp: falcon.Response, is_logged: bool, size_bytes: int
+    ) -> None:
+        """Write the log line and the span of a request whose response is complete."""
+        elapsed_s = self._clock.monotonic_s() - req.context.started_s
+        if is_logged:
+            self._access_log.write(req, resp, elapsed_s, size_bytes)
+        if self._services.spans is not None:
+            request_spans.finish(req, resp, self._services.spans, elapsed_s, size_bytes)
 
 
 def _sets_cookie(resp: falcon.Response) -> bool:

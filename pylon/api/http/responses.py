@@ -57,6 +57,7 @@ def on_pylon_error(
         )
         ex = InternalError("Internal error", hint=_log_hint(req))
     count_error(ex.code)
+    req.context.error_code = ex.code
     resp.stream = None
     resp.text = None
     send_json(resp, ex.body(), ex.status)
@@ -95,6 +96,7 @@ def on_defect(
         route=_route(req),
     )
     count_error(InternalError.code)
+    req.context.error_code = InternalError.code
     resp.stream = None
     resp.text = None
     send_json(resp, InternalError("Internal error", hint=_log_hint(req)).body(), 500)

@@ -34,6 +34,14 @@ HTTP_RESPONSE_BYTES: Final = Histogram(
     "pylon_http_response_size_bytes", "Size of response bodies as sent, compressed ones included.",
     ("route",), buckets=BYTES, registry=WORKER,
 )
+SPANS: Final = Counter(
+    "pylon_spans_total",
+    "Spans of requests, by result: sent, dropped (the queue was full), refused (by the collector), "
+    "lost (it did not answer).", ("result",), registry=WORKER,
+)
+SPANS_WAITING: Final = Gauge(
+    "pylon_spans_waiting", "Spans that wait for the collector.", registry=WORKER,
+)
 HTTP_REQUESTS_IN_FLIGHT: Final = Gauge(
     "pylon_http_requests_in_flight",
     "Requests being answered at the moment, waiting ones included.",
