@@ -4,12 +4,12 @@
 SQLite, the first start makes `secret.key` in the data directory. With PYLON_IN_MEMORY each run has
 a key of its own. On PostgreSQL a start is refused without a key (`pylon.setting_checks`), since a
 file of one machine is no key of all nodes. A file may have several lines: the first key seals, the
-others open what they have sealed before.
+others open what they have sealed before. `pylonctl secret rotate` puts one more in front.
 
 The database has a probe of the key (`Keys.probe`). A start whose keys do not know the probe is
 refused: passwords would work, but no encrypted value would open.
 
-Invariants: a key file appears complete or not at all, with mode 0600, and is never overwritten.
+Invariants: a key file appears complete or not at all, with mode 0600. A start never overwrites one.
 `settle_keys` is for the supervisor, which holds the lock of the data directory; workers call
 `read_keys`.
 """
@@ -143,6 +143,34 @@ def probe_problem(keys: Keys, probe: str | None, config: Config) -> StartRefused
         hint="use the key before; to change it, set PYLON_SECRET_KEY_PREVIOUS to the key before "
         "and PYLON_SECRET_KEY to the new one (docs/security.md)",
     )
+
+
+def rotate_key_file(path: Path, random: RandomSource, *, is_own: bool) -> tuple[str, ...]:
+    """Put a new key in front of those of a key file. The file is the old or the new one at any
+    moment, also after a crash.
+
+    Returns:
+        The names of the keys, the new one first.
+
+    Raises:
+        StartRefused: the file cannot be read, or has no room for one more key.
+        OSError: the disk refused.
+    """
+    before = read_key_file(path, is_own=is_own)
+    if len(before) == _FILE_KEYS:
+        raise StartRefused(
+            f"{path} has {_FILE_KEYS} keys already", hint="remove the last line, whose key seals "
+            "nothing any more (pylonctl secret status)",
+        )
+    new = random.token_hex(KEY_BYTES)
+    copy = path.with_name(f".{path.name}.{random.token_hex(4)}")
+    try:
+        write_key_file(copy, "\n".join([new, *(key.hex() for key in before)]), random)
+        copy.replace(path)
+    finally:
+        copy.unlink(missing_ok=True)
+    sync_path(path.parent)
+    return Keys([bytes.fromhex(new), *before]).kids
 
 
 def write_key_file(path: Path, text: str, random: RandomSource) -> None:

@@ -34,7 +34,7 @@ VERBS: Final = (  # in the order of the help; module and function are named alik
     "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "migrate",
     "doctor", "top", "metrics", "logs", "support-bundle",
     "schema", "seed", "export", "import", "bench", "search", "shards", "session", "user", "key",
-    "jwt", "audit", "replay", "explain", "explain-query", "policy", "mail",
+    "jwt", "secret", "audit", "replay", "explain", "explain-query", "policy", "mail",
     "install-systemd", "uninstall", "completion", "man", "version",
 )
 

@@ -9,15 +9,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email import message_from_binary_file, policy
+from http.client import HTTPException
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from pylon import limits
 from tests.support.manifests import sign_in_app
-from tests.support.server import PylonServer
+from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.stores
@@ -206,3 +208,103 @@ def test_a_link_is_used_once_by_fifty_requests_at_once(
     if works != [PASSWORD]:  # used, whether it was acknowledged or not: never again
         body = {"token": token, "newPassword": "one more password"}
         assert server.request("POST", "/api/auth/password/reset/complete", body)[0] == 401
+
+
+# --- kill -9 of the whole server within one flow -----------------------------------------------
+
+
+class Sent:
+    """A request of a thread, whose answer may never come."""
+
+    def __init__(
+        self, server: PylonServer, path: str, body: dict[str, str], token: str | None = None
+    ) -> None:
+        self._call = (server, path, body, token)
+        self.status: int | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        server, path, body, token = self._call
+        # The connection ends in the middle of an answer: there is no status.
+        with suppress(OSError, HTTPException):
+            self.status = server.request("POST", path, body, token=token)[0]
+
+    def kill_after(self, delay_s: float) -> None:
+        """Kill the server so long after the request was sent, and start it again."""
+        server = self._call[0]
+        time.sleep(delay_s)
+        server.kill()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        server.start()
+
+
+def is_signed_in(server: PylonServer, token: str) -> bool:
+    return server.request("GET", "/api/auth/me", token=token)[1]["user_id"] is not None
+
+
+def log_in(server: PylonServer, email: str, password: str, token: str | None = None) -> int:
+    body = {"email": email, "password": password}
+    return server.request("POST", LOGIN, body, token=token)[0]
+
+
+DELAYS_S: Final = (0.0, 0.03, 0.06, 0.12)
+
+
+def test_a_reset_that_a_crash_interrupts_is_done_or_not_begun(server: PylonServer) -> None:
+    new = "entirely other words"
+    complete = "/api/auth/password/reset/complete"
+    for number, delay_s in enumerate(DELAYS_S):
+        email = f"reset{number}@example.com"
+        made = server.request("POST", REGISTER, {"email": email, "password": PASSWORD})
+        assert made[0] == 200
+        token = reset_token(server, email)
+        body = {"token": token, "newPassword": new}
+        sent = Sent(server, complete, body)
+        sent.kill_after(delay_s)
+        is_done = log_in(server, email, new) == 200
+        assert log_in(server, email, PASSWORD) == (401 if is_done else 200)
+        assert sent.status in ((None, 200) if is_done else (None, 503)), sent.status
+        assert is_signed_in(server, made[1]["token"]) == (not is_done)
+        again = server.request("POST", complete, body)[0]
+        assert again == (401 if is_done else 200), "the link is used up with its effect"
+        assert log_in(server, email, new) == 200
+
+
+def test_rows_of_a_guest_are_all_carried_although_a_crash_interrupts(
+    make_server: Callable[..., PylonServer],
+) -> None:
+    """More rows than one transaction carries, so that the job has some to do, too."""
+    app = {**sign_in_app(), "references": "none"}  # a guest has no row that a field may name
+    server = make_server(app, PYLON_AUTH_RATES="false").start()
+    count = limits.CARRIED_ROWS + 50
+    for number, delay_s in enumerate(DELAYS_S):
+        email = f"carry{number}@example.com"
+        made = server.request("POST", REGISTER, {"email": email, "password": PASSWORD})
+        assert made[0] == 200
+        user_id = made[1]["user_id"]
+        token, guest_id = server.guest()
+        rows = [{"id": f"{number:02x}{n:038x}", "title": "t", "authorId": guest_id}
+                for n in range(count)]
+        imported = server.request(
+            "POST", "/api/import", {"entities": {"Todo": rows}}, token=ADMIN_TOKEN
+        )
+        assert imported[1]["imported"] == count, imported[1]
+        sent = Sent(server, LOGIN, {"email": email, "password": PASSWORD}, token)
+        sent.kill_after(delay_s)
+        if is_signed_in(server, token):  # the sign-in was not begun: the guest has all
+            assert sent.status != 200
+            assert count_rows(server, guest_id) == count
+            assert log_in(server, email, PASSWORD, token) == 200
+        wait_until("all rows are the user's", lambda u=user_id: count_rows(server, u) == count)
+        assert count_rows(server, guest_id) == 0
+        assert not is_signed_in(server, token)
+
+
+def count_rows(server: PylonServer, author_id: str) -> int:
+    body = {"count": "*", "where": {"authorId": author_id}}
+    status, found, _ = server.request("POST", "/api/aggregate/Todo", body, token=ADMIN_TOKEN)
+    assert status == 200, found
+    number: int = found["rows"][0]["count"] if found["rows"] else 0
+    return number
