@@ -85,15 +85,10 @@ def check_guest_carry(root: Node, findings: Findings) -> None:
 
 
 def check_on_delete(root: Node, findings: Findings) -> None:
-    """Report a wrong entry of auth.on_delete, and warn of fields for users that it leaves out."""
+    """Report a wrong entry of auth.on_delete or auth.org.on_delete, and warn of fields for users
+    that the first leaves out."""
     auth = root.value.get("auth") if isinstance(root.value, dict) else None
-    named = auth.value.get("on_delete") if auth is not None and isinstance(auth.value, dict) else (
-        None
-    )
-    if named is None or named.value is None:
-        return
-    if not isinstance(named.value, dict):
-        findings.shape(named, "auth.on_delete must be an object")
+    if auth is None or not isinstance(auth.value, dict):
         return
     fields = {
         f"{entity_name.value}.{name.value}": field
@@ -101,16 +96,36 @@ def check_on_delete(root: Node, findings: Findings) -> None:
         if (entity_name := text_of(entity, "name")) is not None
         for field in items_of(entity, "fields") if (name := text_of(field, "name")) is not None
     }
+    named = auth.value.get("on_delete")
+    if named is not None and _check_words(named, "auth.on_delete", fields, findings):
+        _warn_of_unnamed(root, auth, named, fields, findings)
+    org = auth.value.get("org")
+    of_orgs = org.value.get("on_delete") if org is not None and isinstance(org.value, dict) else (
+        None
+    )
+    if of_orgs is not None:
+        _check_words(of_orgs, "auth.org.on_delete", fields, findings)
+
+
+def _check_words(
+    named: Node, where: str, fields: Mapping[str, Node], findings: Findings
+) -> bool:
+    """Report the wrong entries; return whether there is an object."""
+    if named.value is None:
+        return False
+    if not isinstance(named.value, dict):
+        findings.shape(named, f"{where} must be an object")
+        return False
     for key, word in named.value.items():
         field = fields.get(key)
         if field is None:
             findings.error(
-                "AUTH_ON_DELETE_INVALID", f'auth.on_delete names "{key}", which is no field',
+                "AUTH_ON_DELETE_INVALID", f'{where} names "{key}", which is no field',
                 word.at, list_known(fields),
             )
         elif word.value not in _DELETE_WORDS:
             findings.error(
-                "AUTH_ON_DELETE_INVALID", f'auth.on_delete["{key}"] is no known word', word.at,
+                "AUTH_ON_DELETE_INVALID", f'{where}["{key}"] is no known word', word.at,
                 f"use one of {', '.join(_DELETE_WORDS)}",
             )
         elif word.value == "null" and not _is_optional(field):
@@ -118,7 +133,7 @@ def check_on_delete(root: Node, findings: Findings) -> None:
                 "AUTH_ON_DELETE_INVALID", f"{key} cannot become null: it is not optional", word.at,
                 "make the field optional, or use delete or keep",
             )
-    _warn_of_unnamed(root, auth, named, fields, findings)
+    return True
 
 
 def _is_optional(field: Node) -> bool:

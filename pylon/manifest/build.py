@@ -222,5 +222,5 @@ def _org(raw: dict[str, Any] | None) -> OrgConfig | None:
     default = OrgConfig()
     return OrgConfig(
         raw.get("entity") or default.entity, raw.get("member_entity") or default.member_entity,
-        raw.get("invite_entity") or default.invite_entity,
+        raw.get("invite_entity") or default.invite_entity, dict(raw.get("on_delete") or {}),
     )

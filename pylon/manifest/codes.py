@@ -49,7 +49,8 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "use a-z, 0-9, _ and -, beginning with a letter.",
     ),
     "AUTH_ON_DELETE_INVALID": (
-        "An entry of auth.on_delete names no field, or says what cannot be done with it.",
+        "An entry of auth.on_delete or auth.org.on_delete names no field, or says what cannot be "
+        "done with it.",
         "name a field as Entity.field, and say delete, null (of an optional field) or keep.",
     ),
     "AUTH_ON_DELETE_MISSING": (

@@ -144,6 +144,7 @@ AUTH: Final = Object(
         "urls": Object({}, {"reset": STRING, "magic_link": STRING, "email_change": STRING}),
         "org": Object({}, {
             "entity": STRING, "member_entity": STRING, "invite_entity": STRING, "disabled": BOOL,
+            "on_delete": JsonValue(),
         }),
         "org_roles": STRINGS,
         "on_delete": JsonValue(),

@@ -275,11 +275,13 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class OrgConfig:
-    """The names of the entities of organisations (`pylon.manifest.org_entities`)."""
+    """The names of the entities of organisations (`pylon.manifest.org_entities`), and the fate of
+    rows when an organisation is deleted, by "Entity.field"."""
 
     entity: str = "Org"
     member_entity: str = "OrgMember"
     invite_entity: str = "OrgInvite"
+    on_delete: Mapping[str, DeleteWord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

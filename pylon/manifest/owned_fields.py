@@ -3,7 +3,8 @@ account ends.
 
 These are the fields of type `id(<user entity>)` of every entity but the user entity, the fields
 that `auth.on_delete` names, and the members of organisations. A field without a word leaves its
-rows to the references (`onDelete` of the field). Called by the flows of accounts.
+rows to the references (`onDelete` of the field). Of organisations they are the fields that
+`auth.org.on_delete` names. Called by the flows of accounts and organisations.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pylon.manifest.org_entities import org_entities
 
 @dataclass(frozen=True, slots=True)
 class OwnedField:
-    """A field that refers to users. `word`: `delete`, `null` or `keep`; None: nobody says it."""
+    """A field that refers to users or organisations. `word`: `delete`, `null` or `keep`; None:
+    nobody says it."""
 
     entity: Entity
     name: str
@@ -38,4 +40,14 @@ def owned_fields(manifest: Manifest) -> list[OwnedField]:
             )
             if refers or word is not None:
                 found.append(OwnedField(entity, field.name, word))
+    return found
+
+
+def org_fields(manifest: Manifest) -> list[OwnedField]:
+    """Return the fields that refer to organisations, as `auth.org.on_delete` names them."""
+    words = {} if manifest.auth.org is None else manifest.auth.org.on_delete
+    found = []
+    for key, word in words.items():
+        entity, _, name = key.partition(".")
+        found.append(OwnedField(manifest.by_name[entity], name, word))
     return found

@@ -14,6 +14,7 @@ import pytest
 
 from pylon import limits
 from pylon.bus.messages import SessionRevoked
+from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.storage.auth_ops import Condition, PutRecord
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
 from tests.support.manifests import sign_in_app
@@ -416,3 +417,55 @@ def test_a_form_that_the_page_has_not_made_joins_nothing(
         "/api/auth/invites/unknown/accept", headers={"Cookie": f"{SESSION}={bob.token}"}
     )
     assert unknown.status_code == 400 and "no such invite" in unknown.text
+
+
+# --- The rows of an organisation that ends ---------------------------------------------------
+
+
+def rows_app() -> dict[str, Any]:
+    """Documents that go with their organisation, notes that lose it, and logs that stay."""
+    app = org_app()
+    doc = app["entities"][-1]
+    for name in ("Note", "Log"):
+        app["entities"].append({**copy.deepcopy(doc), "name": name})
+        app["entities"][-1]["fields"][1]["optional"] = True
+    app["auth"]["org"]["on_delete"] = {
+        "Doc.orgId": "delete", "Note.orgId": "null", "Log.orgId": "keep",
+    }
+    return app
+
+
+def org_of_rows(stage: ApiStage, entity: str) -> list[str | None]:
+    rows = stage.call("GET", f"/api/entities/{entity}", token=ADMIN_TOKEN).json["data"]
+    return sorted((row.get("orgId") for row in rows), key=str)
+
+
+@pytest.mark.parametrize("by", ["owner", "account"])
+def test_the_rows_of_an_organisation_end_as_the_manifest_says(tmp_path: Path, by: str) -> None:
+    """A deleted organisation, and one that ends with the account of its only member."""
+    with serve_api(tmp_path, rows_app()) as stage:
+        ann, bob = Person(stage, "ann"), Person(stage, "bob")
+        org, other = ann.found(), bob.found()
+        for entity in ("Doc", "Note", "Log"):
+            for of_org in (org, org, other):
+                body = {"text": "x", "orgId": of_org}
+                path = f"/api/entities/{entity}"
+                assert stage.call("POST", path, body, ADMIN_TOKEN).status_code == 201
+        assert bob("DELETE", f"{ORGS}/{org}") == "ORG_NOT_FOUND"
+        assert org_of_rows(stage, "Doc") == sorted([org, org, other])
+        path = f"{ORGS}/{org}" if by == "owner" else "/api/auth/account"
+        assert stage.call("DELETE", path, token=ann.token).status_code == 200
+        assert org_of_rows(stage, "Doc") == [other]
+        assert org_of_rows(stage, "Note") == sorted([None, None, other], key=str)
+        assert org_of_rows(stage, "Log") == sorted([org, org, other])
+
+
+@pytest.mark.parametrize(("words", "text"), [
+    ({"Doc.nothing": "delete"}, "auth.org.on_delete names"), ({"Doc.orgId": "drop"}, "known word"),
+    ({"Doc.orgId": "null"}, "cannot become null"), ([], "must be an object"),
+])
+def test_a_wrong_fate_of_rows_stops_the_start(tmp_path: Path, words: Any, text: str) -> None:
+    app = rows_app()
+    app["auth"]["org"]["on_delete"] = words
+    with pytest.raises(ManifestInvalid, match=text), serve_api(tmp_path, app):
+        pass

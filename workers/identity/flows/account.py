@@ -38,18 +38,18 @@ from pylon.errors import (
     LastOwner,
     NotFound,
     PreconditionFailed,
-    PylonError,
     ReferenceInUse,
     Unavailable,
 )
 from pylon.manifest.model import Entity
 from pylon.manifest.org_entities import OWNER, OrgEntities, org_entities
-from pylon.manifest.owned_fields import OwnedField, owned_fields
+from pylon.manifest.owned_fields import org_fields, owned_fields
 from pylon.query.conditions import and_, equal
 from pylon.query.rows import Query
 from pylon.storage.auth_ops import Condition, DropRecords, EndSessions
 from pylon.storage.ops import DeleteRow, RowOp, UpdateRow
 from workers.identity.identity import Call, Identity
+from workers.identity.owned_rows import empty_rows
 
 _TRIES: Final = 3
 _ORGS: Final = 1_000  # of one user
@@ -117,9 +117,13 @@ def end_account(identity: Identity, user_id: str, call: Call) -> _Ended:
         ReferenceInUse: rows that nothing decides about refer to the user.
         Unavailable: there are more rows; repeat it.
     """
+    of_orgs = org_fields(identity.app.manifest)
     for attempt in range(_TRIES):
-        _leave_orgs(identity, user_id)  # refuses before anything is removed
+        steps = _leave_orgs(identity, user_id)  # refuses before anything is removed
+        ending = _ending_orgs(identity, steps) if of_orgs else []
         _empty(identity, user_id)
+        for org_id in ending:
+            empty_rows(identity, of_orgs, org_id)
         try:
             ended = _remove(identity, user_id, call)
         except (NotFound, PreconditionFailed, ReferenceInUse):
@@ -127,6 +131,8 @@ def end_account(identity: Identity, user_id: str, call: Call) -> _Ended:
                 raise
             continue
         _empty(identity, user_id)  # rows that came meanwhile, where no reference is checked
+        for org_id in ending:
+            empty_rows(identity, of_orgs, org_id)
         return ended
     raise Unavailable("The account is changing", hint="Send the request again")
 
@@ -182,48 +188,14 @@ def _empty(identity: Identity, user_id: str) -> None:
     """Delete the rows of a user, or take the user's id from them.
 
     Raises:
-        Unavailable: there are more than `limits.ACCOUNT_STEPS` writes of them.
-        PylonError: a row could not be changed, for example for a reference.
+        Unavailable, PylonError: as `empty_rows`.
     """
-    owned = owned_fields(identity.app.manifest)
-    orgs = org_entities(identity.app.manifest)
-    steps_left = limits.ACCOUNT_STEPS
-    for word in ("delete", "null"):
-        for field in owned:
-            if field.word != word or (orgs is not None and field.entity is orgs.member):
-                continue
-            while ids := _find_ids(identity, field, user_id):
-                if not steps_left:
-                    raise Unavailable(
-                        "The account has more rows than one request deletes",
-                        hint="Send the request again; it goes on with the rest",
-                    )
-                steps_left -= 1
-                _change(identity, [_change_of(field, row_id) for row_id in ids])
-
-
-def _change_of(field: OwnedField, row_id: str) -> RowOp:
-    if field.word == "delete":
-        return DeleteRow(field.entity.name, row_id, ADMIN)
-    return UpdateRow(field.entity.name, row_id, {field.name: None}, ADMIN)
-
-
-def _change(identity: Identity, ops: Sequence[RowOp]) -> None:
-    """
-    Raises:
-        PylonError: none of them could be changed.
-    """
-    errors: list[PylonError] = []
-    for reply in identity.writer.submit_all(ops):
-        if reply.error is not None and reply.error.code != NotFound.code:
-            errors.append(reply.error.to_exception())
-    if len(errors) == len(ops):  # a cascade may have to come first for some
-        raise errors[0]
-
-
-def _find_ids(identity: Identity, field: OwnedField, user_id: str) -> list[str]:
-    query = Query(equal(field.name, user_id), limits.ACCOUNT_STEP_ROWS)
-    return [row_id for row_id, _ in _find(identity, field.entity, query)]
+    manifest = identity.app.manifest
+    orgs = org_entities(manifest)
+    empty_rows(identity, [
+        field for field in owned_fields(manifest)
+        if orgs is None or field.entity is not orgs.member  # those leave with the account
+    ], user_id)
 
 
 def _find(identity: Identity, entity: Entity, query: Query) -> list[tuple[str, bytes]]:
@@ -251,6 +223,15 @@ def _leave_orgs(identity: Identity, user_id: str) -> list[RowOp]:
         membership = orjson.loads(row)
         steps += _leave(identity, orgs, row_id, membership["orgId"], membership["role"])
     return steps
+
+
+def _ending_orgs(identity: Identity, steps: Sequence[RowOp]) -> list[str]:
+    """Return the organisations that end with these steps."""
+    orgs = org_entities(identity.app.manifest)
+    return [] if orgs is None else [
+        step.row_id for step in steps
+        if isinstance(step, DeleteRow) and step.entity == orgs.org.name
+    ]
 
 
 def _leave(

@@ -29,10 +29,12 @@ from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.bus.messages import SessionRevoked
 from pylon.errors import Forbidden, MissingName, MissingOrgId, NoMember, OrgNotFound
 from pylon.manifest.org_entities import OWNER
+from pylon.manifest.owned_fields import org_fields
 from pylon.query.conditions import equal
 from pylon.storage.auth_ops import Condition, SetRecords
 from workers.identity import orgs
 from workers.identity.identity import Call, Identity
+from workers.identity.owned_rows import empty_rows
 
 
 def create(identity: Identity, call: Call) -> IdentityAnswer:
@@ -86,10 +88,13 @@ def rename(identity: Identity, call: Call) -> IdentityAnswer:
 
 
 def delete(identity: Identity, call: Call) -> IdentityAnswer:
-    """Delete an organisation with its members and invites."""
+    """Delete an organisation with its members, its invites, and its rows as `auth.org.on_delete`
+    says."""
     place = orgs.place_of(identity, call)
     if not place.is_owner:
         raise Forbidden("Insufficient role", hint="Only owners delete an organisation")
+    fields = org_fields(identity.app.manifest)
+    empty_rows(identity, fields, place.org_id)
     steps: list[Step] = [orgs.leave_tenant(place.org_id)]
     for entity in (place.entities.invite, place.entities.member):
         if entity.by_name["orgId"].on_delete != "cascade":
@@ -98,6 +103,7 @@ def delete(identity: Identity, call: Call) -> IdentityAnswer:
     steps.append(orgs.delete(place.entities.org, place.org_id))
     steps.append(orgs.audit(identity, call, "org_delete", place.org_id))
     carry_out(identity.writer.submit, steps)
+    empty_rows(identity, fields, place.org_id)  # rows that came meanwhile
     return json_answer(DeletedAnswer())
 
 
