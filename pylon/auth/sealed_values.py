@@ -1,7 +1,7 @@
 """Sealed values: the columns that hold them, and by which secret key each value is sealed.
 
 `pylon.auth.keys` seals a value and writes the name of the key (kid) into it. After a change of the
-secret key, `workers.identity.reseal_jobs` seals the values of earlier keys anew, and
+secret key, `workers.identity.seal_jobs` seals the values of earlier keys anew, and
 `pylonctl secret status` counts those that are left.
 """
 

@@ -1,7 +1,7 @@
 """`pylonctl secret status|rotate`: the secret key, and the values that each key has sealed.
 
 `rotate` changes a key file while no server runs. The next start seals with the new key, and the
-identity process seals anew what the key before has sealed (`workers.identity.reseal_jobs`). No
+identity process seals anew what the key before has sealed (`workers.identity.seal_jobs`). No
 output has a key; keys are named by their kid.
 """
 

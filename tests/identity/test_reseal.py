@@ -21,7 +21,7 @@ from tests.support.cli import decode_output
 from tests.support.manifests import sign_in_app
 from tests.support.server import PylonServer
 from tests.support.wait import wait_until
-from workers.identity.reseal_jobs import reseal
+from workers.identity.seal_jobs import reseal
 
 pytestmark = pytest.mark.stores
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))

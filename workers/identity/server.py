@@ -72,8 +72,8 @@ def serve(booted: WorkerContext) -> NoReturn:
     spawn(port.run)
     jobs = importlib.import_module("workers.identity.carry_jobs")
     spawn(lambda: jobs.run_carry_jobs(identity))
-    reseals = importlib.import_module("workers.identity.reseal_jobs")
-    spawn(lambda: reseals.run_reseal_jobs(identity))
+    reseals = importlib.import_module("workers.identity.seal_jobs")
+    spawn(lambda: reseals.run_seal_jobs(identity))
     spawn(lambda: run_status(booted, lambda: not stop.is_set(), lambda: port.running))
     delivery = make_delivery(identity, woken)
     if delivery is not None:

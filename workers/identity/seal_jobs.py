@@ -1,4 +1,4 @@
-"""Reseal jobs: after a change of the secret key, seals what earlier keys have sealed anew.
+"""Seal jobs: after a change of the secret key, seals what earlier keys have sealed anew.
 
 The identity process runs the job while it has several keys: at its start, and each `_PERIOD_S`, as
 other nodes may have sealed with the earlier key meanwhile. A value is replaced only while it is the
@@ -26,7 +26,7 @@ _PERIOD_S: Final = 600.0
 _log = log.get_logger("identity")
 
 
-def run_reseal_jobs(identity: Identity) -> None:
+def run_seal_jobs(identity: Identity) -> None:
     """Seal what there is, for ever; return at once where there is one key."""
     while len(identity.keys.kids) > 1:
         try:
