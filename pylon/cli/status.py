@@ -18,10 +18,11 @@ _ANSWER_S = 5.0
 
 
 @click.command()
+@click.option("--ready", is_flag=True, help="Also exit with 69 unless every role answers.")
 @dev_flag
 @json_flag
 @click.pass_context
-def status(ctx: click.Context, dev: bool) -> None:
+def status(ctx: click.Context, ready: bool, dev: bool) -> None:
     """Show whether a server runs, and the state of its processes. Exit 69 when none runs."""
     config = read_settings(dev=dev).config
     running = find_running(config)
@@ -38,6 +39,8 @@ def status(ctx: click.Context, dev: bool) -> None:
         "runtime_dir": running.runtime_dir, "started_at_s": running.started_at_s, **answer,
     }
     result(body, _text(running, answer))
+    if ready and not answer.get("ready"):
+        ctx.exit(UNAVAILABLE)
 
 
 def _text(running: Running, answer: dict[str, Any]) -> str:
