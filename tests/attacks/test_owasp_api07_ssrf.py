@@ -11,6 +11,7 @@ ITEMS = {
         f"{C23}::test_an_address_that_is_not_public_is_never_connected_to",
         f"{C23}::test_each_notation_of_loopback_is_refused",
         f"{C23}::test_no_other_url_is_fetched_in_production",
+        "attacks/test_c10_jwts.py::test_keys_are_fetched_from_public_addresses_only",
     ),
     "rebinding": proved(
         "a name that changes its address after the check",
