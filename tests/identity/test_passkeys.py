@@ -305,6 +305,17 @@ def test_a_guest_who_signs_in_by_passkey_brings_their_rows_along(stage: ApiStage
     assert done.status_code == 200 and "carried" in done.json
 
 
+def test_the_export_and_the_end_of_an_account_have_its_passkeys(stage: ApiStage) -> None:
+    token, _ = account(stage)
+    key = SoftPasskey()
+    register(stage, token, key)
+    exported = stage.call("GET", "/api/auth/account/export", token=token).json["passkeys"]
+    assert [(each["credential_id"], each["name"]) for each in exported] == [(key.id, "My phone")]
+    assert "public_key" not in exported[0]
+    assert stage.call("DELETE", "/api/auth/account", token=token).status_code == 200
+    assert code_of(sign_in(stage, key.answer(options(stage)))) == (401, "PASSKEY_VERIFY_FAILED")
+
+
 # --- Settings ------------------------------------------------------------------------------
 
 

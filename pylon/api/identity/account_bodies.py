@@ -43,6 +43,7 @@ class AccountExport(msgspec.Struct):
     identities: list[dict[str, Any]]
     sessions: list[dict[str, Any]]
     api_keys: list[dict[str, Any]]
+    passkeys: list[dict[str, Any]]
     audit: list[AuditEntry]
     rows: dict[str, list[dict[str, Any]]]
     is_complete: bool

@@ -1,9 +1,9 @@
 """The export of an account: ``GET /api/auth/account/export``, and that of an administrator
 (identity.md §1.10).
 
-It has what the server keeps of the caller: the row, identities, sessions, API keys, audit records,
-and the rows whose fields refer to the caller. Of these it has the rows that the caller may read, so
-a row about somebody that is hidden from them stays hidden. No secret is in it.
+It has what the server keeps of the caller: the row, identities, sessions, API keys, passkeys, audit
+records, and the rows whose fields refer to the caller. Of these it has the rows that the caller may
+read, so a row about somebody that is hidden from them stays hidden. No secret is in it.
 
 Bounds: `limits.ACCOUNT_EXPORT_ROWS` rows of a field, and `limits.ACCOUNT_EXPORT_BYTES` of all.
 Called by `workers.identity`.
@@ -33,6 +33,10 @@ from workers.identity.identity import Call, Identity
 _IDENTITIES = ("kind", "subject", "verified_at", "created_at")
 _SESSIONS = (
     "created_at", "expires_at", "device", "tenant_id", "methods", "last_seen_at", "token_hint",
+)
+_PASSKEYS = (
+    "credential_id", "name", "created_at", "last_used_at", "sign_count", "transports", "aaguid",
+    "backed_up",
 )
 _API_KEYS = ("id", "name", "prefix", "scopes", "created_at", "expires_at", "last_used_at")
 
@@ -68,6 +72,7 @@ def _export(identity: Identity, call: Call, user_id: str) -> IdentityAnswer:
         _parts(identity, "identities", user_id, _IDENTITIES),
         _parts(identity, "sessions", user_id, _SESSIONS),
         _parts(identity, "api_keys", user_id, _API_KEYS),
+        _parts(identity, "passkeys", user_id, _PASSKEYS),
         msgspec.convert([audit_json(record) for record in audit], list[AuditEntry]),
         rows, has_all_records and has_all_rows,
     ))
