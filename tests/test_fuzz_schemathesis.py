@@ -26,7 +26,10 @@ from tests.support.server import ADMIN_TOKEN, PylonServer
 from tests.support.wide_app import SMALL, wide_app
 
 EXAMPLES: Final = int(os.environ.get("PYLON_FUZZ_EXAMPLES", "4"))
-OPEN = {"PYLON_DEV_MODE": "true", "PYLON_CORS_ORIGIN": "*"}
+OPEN = {
+    "PYLON_DEV_MODE": "true", "PYLON_CORS_ORIGIN": "*",
+    "PYLON_JWT_SECRET": "0123456789abcdef" * 4,  # else there are no JWTs: 501, as described
+}
 ALWAYS = [
     chk.not_a_server_error, chk.status_code_conformance, chk.content_type_conformance,
     chk.response_headers_conformance, chk.response_schema_conformance,

@@ -124,7 +124,8 @@ def test_a_header_brings_no_key_along(stage: ApiStage, issuer: Issuer, name: str
     {"exp": None}, {"iat": None}, {"exp": "9999999999"}, {"exp": True}, {"exp": -1},
     {"exp": 1e400}, {"exp": 2**60}, {"iat": "now"}, {"iat": -5}, {"sub": None}, {"sub": ""},
     {"sub": 7}, {"sub": "__admin__"}, {"sub": "guest_" + "0" * 32}, {"sub": "x" * 201},
-    {"sub": "a\u0000b"}, {"sub": "nobody"}, {TENANT: 5}, {TENANT: ""}, {ROLES: "admin"},
+    {"sub": "a\u0000b"}, {"sub": "a\ud800"}, {TENANT: "a\u0000"}, {"sub": "nobody"},
+    {TENANT: 5}, {TENANT: ""}, {ROLES: "admin"},
     {ROLES: [5]}, {ROLES: ["x"] * 33}, {READONLY: "false"}, {READONLY: None}, {SCOPES: 5},
     {SCOPES: ""}, {SCOPES: ["*"]}, {"nbf": "soon"},
 ], ids=str)

@@ -321,3 +321,11 @@ def test_challenges_and_answers_of_one_address_are_limited(tmp_path: Path) -> No
         path = "/api/auth/passkey/login/finish"
         answers = [stage.call("POST", path, wrong).status_code for _ in range(31)]
         assert answers == [401] * 30 + [429]
+
+
+@pytest.mark.parametrize("key_id", ["%00", "%2F", "..", "%ff", "x" * 3_000, "%E2%80%AE"])
+def test_the_id_of_a_passkey_in_a_path_is_any_text(stage: ApiStage, key_id: str) -> None:
+    token, _ = account(stage)
+    for method, body in (("PATCH", {"name": "x"}), ("DELETE", None)):
+        answer = stage.call(method, f"/api/auth/passkey/keys/{key_id}", body, token)
+        assert answer.status_code in (400, 404), answer.text
