@@ -135,6 +135,7 @@ class Config:
     ws_unscoped_presence: bool
     drain_s: float
     drain_delay_s: float
+    drain_spread_s: float
     runtime_dir: str | None
     log_format: str
     log_level: str

@@ -48,6 +48,7 @@ class Role:
     is_arbiter: bool = False  # one process, which keeps the workers itself (gunicorn)
     runs_with: str | None = None  # on where that role is on; PYLON_ROLES does not name it
     is_essential: bool = True  # else a node stays ready when its processes fail later
+    is_exclusive: bool = False  # a process keeps what its successor needs: it ends first
 
 
 ROLES: Final = (
@@ -66,11 +67,12 @@ ROLES: Final = (
     Role(
         "shards", "Shards", "workers.shards.server", "shard_workers", 1,
         RolePort("PYLON_SHARD_PORT", "shard_port", "shard_url", 3, "ws", "/", "/api/shards/ws"),
+        is_exclusive=True,  # of two processes with one shard one would lose its state
     ),
     # It ends after the HTTP workers, whose requests it may be in the middle of.
     Role(
         "identity", "Identity", "workers.identity.server", "identity_workers", 1, None,
-        runs_with="http", is_essential=False,
+        runs_with="http", is_essential=False, is_exclusive=True,  # it binds one endpoint
     ),
 )
 ROLE_BY_NAME: Final = {role.name: role for role in ROLES}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from pylon.database_url import chosen_database, postgres_url, shown_url
 from pylon.roles import CHOSEN_ROLES
@@ -58,6 +58,45 @@ class Setting:
     dev_default: str | None = None  # used instead of `default` when dev mode is on
     secret: bool = False
     shown: Callable[[str], str] | None = None  # the part of a secret that may be printed
+
+    @property
+    def change(self) -> Literal["workers", "server", "restart"]:
+        """Return what a changed value needs: a reload, which replaces the workers or begins the
+        server anew within its process; or a restart."""
+        if self.env in _NEED_RESTART:
+            return "restart"
+        return "workers" if self.env in _NEED_WORKERS else "server"
+
+
+# Where the server is, and its keys.
+_NEED_RESTART: Final = frozenset({
+    "PYLON_DEV_MODE", "PYLON_DB_PATH", "DATABASE_URL", "PYLON_DATABASE_DIRECT_URL",
+    "PYLON_IN_MEMORY", "PYLON_BIND", "PYLON_PORT", "PYLON_WS_PORT", "PYLON_SSE_PORT",
+    "PYLON_SHARD_PORT", "PYLON_NODE", "PYLON_REGION", "PYLON_CLUSTER_URL", "PYLON_RUNTIME_DIR",
+    "PYLON_SECRET_KEY", "PYLON_SECRET_KEY_FILE", "PYLON_SECRET_KEY_PREVIOUS", "PYLON_ROLES",
+})
+# No part of the supervisor uses these: it is enough to replace the workers.
+_NEED_WORKERS: Final = frozenset({
+    "PYLON_ADMIN_TOKEN", "PYLON_ADMIN_TOKEN_PREVIOUS", "PYLON_METRICS_TOKEN",
+    "PYLON_HTTP_WORKERS", "PYLON_WS_WORKERS", "PYLON_SSE_WORKERS", "PYLON_SHARD_WORKERS",
+    "PYLON_IDENTITY_WORKERS", "PYLON_AUTH_HASH_THREADS", "PYLON_CORS_ORIGIN",
+    "PYLON_CSRF_ORIGINS", "PYLON_TRUST_PROXY_HOPS", "PYLON_SOCKETS_PER_IP",
+    "PYLON_GUESTS_PER_IP_PER_MIN", "PYLON_RATE_LIMIT_MAX", "PYLON_RATE_LIMIT_MAX_AUTHED",
+    "PYLON_RATE_LIMIT_WINDOW", "PYLON_RATE_LIMIT_HEADERS", "PYLON_SOCKET_MAX_LIFE_S",
+    "PYLON_PUBLIC_URL", "PYLON_AUTH_PAGE_ACCENT", "PYLON_AUTH_PAGE_SURFACE", "PYLON_WS_URL",
+    "PYLON_SSE_URL", "PYLON_SHARD_URL", "PYLON_COOKIE_NAME", "PYLON_COOKIE_DOMAIN",
+    "PYLON_COOKIE_SECURE", "PYLON_COOKIE_SAME_SITE", "PYLON_WEBAUTHN_ORIGIN",
+    "PYLON_WEBAUTHN_RP_ID", "PYLON_JWT_SECRET", "PYLON_JWT_SECRET_PREVIOUS", "PYLON_JWT_ISSUER",
+    "PYLON_JWT_LIFETIME_SECS", "PYLON_JWT_JWKS_URL", "PYLON_JWT_JWKS_ISSUER",
+    "PYLON_JWT_JWKS_AUDIENCE", "PYLON_OAUTH_FILE", "PYLON_REQUIRE_EMAIL_VERIFICATION",
+    "PYLON_AUTH_RATES", "PYLON_EMAIL_PROVIDER", "PYLON_EMAIL_FROM", "PYLON_EMAIL_SMTP_URL",
+    "PYLON_EMAIL_API_KEY", "PYLON_EMAIL_ENDPOINT", "PYLON_EMAIL_FOLDER",
+    "PYLON_EMAIL_TEMPLATES", "PYLON_DASHBOARD_URL", "PYLON_LOGIN_URL", "PYLON_HIBP",
+    "PYLON_PWNED_FILE", "PYLON_GOOGLE_NATIVE_CLIENT_IDS", "PYLON_APPLE_NATIVE_CLIENT_IDS",
+    "PYLON_APP", "PYLON_STATIC_DIR", "PYLON_OPENAPI_PUBLIC", "PYLON_LIST_LIMIT",
+    "PYLON_WS_MAX_MESSAGE_BYTES", "PYLON_WS_DEFLATE", "PYLON_WS_UNSCOPED_PRESENCE",
+    "PYLON_DRAIN_SPREAD_S", "PYLON_SLOW_QUERY_S",
+})
 
 
 SETTINGS: Final[tuple[Setting, ...]] = (
@@ -331,6 +370,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "How long SIGTERM waits for requests in flight."),
     Setting("PYLON_DRAIN_DELAY_S", "drain_delay_s", _float(0, 3600), "0",
             "How long /readyz answers 503 before the ports close (for load balancers)."),
+    Setting("PYLON_DRAIN_SPREAD_S", "drain_spread_s", _float(0, 600), "2",
+            "Over how many seconds at the most a drain closes its sockets, so that their clients "
+            "do not come back together. It closes 200 a second or more."),
     Setting("PYLON_RUNTIME_DIR", "runtime_dir", _text, None,
             "Folder of the process sockets; default $RUNTIME_DIRECTORY, else a private folder in "
             "the temp directory."),
@@ -358,4 +400,6 @@ SETTINGS: Final[tuple[Setting, ...]] = (
 )
 # Names the file that `pylonctl` reads settings from. No setting: it is read before all of them.
 ENV_FILE_NAME: Final = "PYLON_ENV_FILE"
-INTERNAL_NAMES: Final = frozenset({"PYLON_WORKER", "PYLON_LISTEN_FD", "PYLON_SUPERVISOR_PID"})
+INTERNAL_NAMES: Final = frozenset({
+    "PYLON_WORKER", "PYLON_LISTEN_FD", "PYLON_SUPERVISOR_PID", "PYLON_GENERATION",
+})

@@ -5,6 +5,11 @@ PYLON_HTTP_WORKERS workers itself. Each other role has as many children as worke
 role share its listening socket, if it has one. The template forks the children
 (`supervisor.template`); the supervisor is their parent.
 
+Each child keeps the settings that it was started with, and so do its successors. `begin_rollout`
+starts other children beside those of a role, or in their place, and ends the old ones when the new
+ones are ready (`supervisor.rollout`). Names are numbers; new children get numbers that no living
+one has, since files and metrics of the workers bear their names.
+
 A child dies or falls silent. The successor of a dead child starts after a random delay, whose bound
 doubles with each early death. A silent child gets SIGABRT, and SIGKILL after
 `limits.ABORT_GRACE_S`. The arbiter has a heartbeat file of its own, because its workers can
@@ -22,10 +27,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pylon import limits, log, metrics
 from pylon.bus.file_beat import last_beat_s
@@ -35,10 +41,13 @@ from pylon.clock import Clock, RandomSource
 from pylon.roles import ROLE_BY_NAME
 from supervisor.heartbeats import Beat, Heartbeats
 from supervisor.notify import SYSTEMD_NAMES
+from supervisor.rollout import Action, Rollout, Sight
 from supervisor.sockets import Listeners
 from supervisor.template import ForkFailed, Template, exit_text
 
 _log = log.get_logger("children")
+_EXIT_CONFIG: Final = 78  # of a worker that cannot start with its settings
+_FAILURES_OF_NEW: Final = 3  # deaths in a row after which a rollout fails
 
 
 @dataclass(slots=True)
@@ -46,8 +55,13 @@ class _Slot:
     """The state of one child and its successors."""
 
     role: str
-    worker: str
+    worker: str  # of an arbiter: that of its first worker
     is_arbiter: bool  # the child keeps the workers of its role itself
+    environ: bytes
+    workers: int = 1  # that the child stands for
+    is_new: bool = False  # of a rollout whose old children do not drain yet
+    is_retiring: bool = False  # it drains, and its slot ends with it
+    is_changing: bool = False  # it drains, and a successor with other settings starts then
     pid: int | None = None  # of the child that lives
     started_s: float = 0.0
     start_at_s: float = 0.0  # when to start the next one
@@ -56,6 +70,16 @@ class _Slot:
     was_ready: bool = False  # the present process was ready once
     heard_s: float = 0.0  # the last heartbeat of the present process
     aborted_at_s: float | None = None  # when it got SIGABRT because it was silent
+    is_refused: bool = False  # the last process ended because it cannot start at all
+
+    @property
+    def is_draining(self) -> bool:
+        return self.is_retiring or self.is_changing
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the workers."""
+        return [str(int(self.worker) + index) for index in range(self.workers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +109,6 @@ class Children:
         self._wanted = dict(wanted)
         self._listeners = listeners
         self._runtime = runtime
-        self._environ = pack_environ(
-            {k: v for k, v in environ.items() if k not in SYSTEMD_NAMES}
-        )
         self._umask = os.umask(0o077)
         os.umask(self._umask)
         self._heartbeats = heartbeats
@@ -98,11 +119,13 @@ class Children:
         self.draining = False
         self.on_ended: Callable[[int], None] = _ignore  # called with the pid of each ended child
         self.restarts = 0
-        self._slots = [
-            _Slot(role, str(number), ROLE_BY_NAME[role].is_arbiter)
-            for role, count in self._wanted.items()
-            for number in range(1, (1 if ROLE_BY_NAME[role].is_arbiter else count) + 1)
-        ]
+        self._slots: list[_Slot] = []
+        packed = _pack(environ)
+        for role, count in self._wanted.items():
+            self._slots += self._make_slots(role, count, packed)
+        self.rollout: Rollout | None = None  # the present one, or the last one
+        self._next_wanted: dict[str, int] = {}  # when its new children are ready
+        self._changing: list[tuple[_Slot, bytes]] = []  # exclusive children, their next settings
 
     def list_arbiters(self) -> list[tuple[str, int]]:
         """Return role and pid of each living arbiter, which sends no metrics. Any thread may call
@@ -118,12 +141,105 @@ class Children:
             return "the template process cannot import Pylon; its own log line says why"
         return None
 
+    # --- Rollouts --------------------------------------------------------------------------
+
+    def begin_rollout(
+        self, environ: Mapping[str, str], wanted: Mapping[str, int], drain_s: float
+    ) -> None:
+        """Replace the children of the roles in `wanted`. None may be under way.
+
+        Args:
+            environ: what the new children get.
+            wanted: the new numbers of worker processes; those of exclusive roles do not change.
+            drain_s: the longest that old children may take to end.
+        """
+        packed = _pack(environ)
+        self._changing = []
+        self._next_wanted = dict(wanted)
+        for role, count in wanted.items():
+            if ROLE_BY_NAME[role].is_exclusive:
+                self._changing += [(slot, packed) for slot in self._slots if slot.role == role]
+                continue
+            added = self._make_slots(role, count, packed)
+            for slot in added:
+                slot.is_new = True
+            self._slots += added
+        self.rollout = Rollout(self._clock.monotonic_s(), limits.WORKER_BOOT_S, drain_s)
+
+    @property
+    def is_rolling(self) -> bool:
+        """Return whether a rollout is under way."""
+        return self.rollout is not None and not self.rollout.has_ended
+
+    def _make_slots(self, role: str, count: int, environ: bytes) -> list[_Slot]:
+        """Return slots for `count` workers, with the first names that no other slot has."""
+        used = {int(n) for slot in self._slots if slot.role == role for n in slot.names}
+        first = 1
+        while not used.isdisjoint(range(first, first + count)):
+            first += 1
+        if ROLE_BY_NAME[role].is_arbiter:
+            return [_Slot(role, str(first), True, environ, count)]
+        return [_Slot(role, str(first + index), False, environ) for index in range(count)]
+
+    def _advance_rollout(self, now_s: float) -> None:
+        rollout = self.rollout
+        if rollout is None or rollout.has_ended:
+            return
+        new = [slot for slot in self._slots if slot.is_new]
+        changed = [slot for slot, _ in self._changing]
+        failure = next((
+            f"{slot.role}/{slot.worker} could not be started; its log lines say why"
+            for slot in new if slot.is_refused or slot.unready >= _FAILURES_OF_NEW
+        ), None)
+        sight = Sight(
+            now_s, all(self._is_ready(slot) for slot in new), failure,
+            sum(slot.is_draining for slot in self._slots),
+            all(self._is_ready(slot) for slot in changed),
+        )
+        self.rollout, action = rollout.advance(sight)
+        if action is Action.DRAIN_OLD:
+            self._drain_old(new, list(self._next_wanted))
+        elif action is Action.KILL_OLD:
+            self._kill_slots([slot for slot in self._slots if slot.is_draining])
+        elif action is Action.KILL_NEW:
+            for slot in new:
+                slot.is_retiring = True
+            self._kill_slots(new)
+            self._slots = [slot for slot in self._slots if not slot.is_new]
+
+    def _is_ready(self, slot: _Slot) -> bool:
+        """Return whether all workers of a slot are ready."""
+        ready = set(self._heartbeats.ready_pids(slot.role))
+        pids = {beat.pid for beat in self._list_beats(slot) if beat.at_s >= slot.started_s}
+        return slot.pid is not None and len(pids & ready) >= slot.workers
+
+    def _drain_old(self, new: list[_Slot], roles: list[str]) -> None:
+        self._wanted.update(self._next_wanted)
+        exclusive = [slot for slot, _ in self._changing]
+        for slot, environ in self._changing:
+            slot.environ = environ
+            slot.is_changing = slot.pid is not None
+        for slot in self._slots:
+            if slot.role in roles and slot not in new and slot not in exclusive:
+                slot.is_retiring = True
+        for slot in new:
+            slot.is_new = False
+        # One that is dead now needs no end.
+        self._slots = [s for s in self._slots if not s.is_retiring or s.pid is not None]
+        for slot in self._slots:
+            if slot.is_draining and slot.pid is not None:
+                role = ROLE_BY_NAME[slot.role]
+                is_socket_role = role.port is not None and not role.is_arbiter
+                os.kill(slot.pid, signal.SIGUSR2 if is_socket_role else signal.SIGTERM)
+
     # --- Calls of the main loop ------------------------------------------------------------
 
     def tick(self) -> None:
         """Reap ended children, abort silent ones, and start those that are due."""
         self.reap()
         now_s = self._clock.monotonic_s()
+        if not self.draining:
+            self._advance_rollout(now_s)
         for slot in self._slots:
             if slot.pid is not None:
                 self._watch(slot, slot.pid, now_s)
@@ -168,7 +284,7 @@ class Children:
         slot.was_ready = False
         slot.aborted_at_s = None
         request = ForkRequest(
-            slot.role, slot.worker, str(self._runtime.dir), self._environ, str(Path.cwd()),
+            slot.role, slot.worker, str(self._runtime.dir), slot.environ, str(Path.cwd()),
             self._umask,
         )
         try:
@@ -202,7 +318,7 @@ class Children:
         if slot.aborted_at_s is not None:
             if now_s - slot.aborted_at_s >= limits.ABORT_GRACE_S:
                 os.kill(pid, signal.SIGKILL)
-        elif self.draining:
+        elif self.draining or slot.is_draining:
             return  # the drain has its own deadlines, and ended workers are silent
         elif silent_s >= patience_s or self._is_arbiter_silent(slot, now_s):
             _log.error("child.silent", child=f"{slot.role}/{slot.worker}",
@@ -215,7 +331,7 @@ class Children:
     def _list_beats(self, slot: _Slot) -> list[Beat]:
         """Return the newest heartbeats of a child, or of all workers of an arbiter."""
         return [beat for beat in self._heartbeats.list_beats(slot.role)
-                if slot.is_arbiter or beat.worker == slot.worker]
+                if beat.worker in slot.names]
 
     def _is_arbiter_silent(self, slot: _Slot, now_s: float) -> bool:
         """Return whether the child is an arbiter that hangs.
@@ -224,7 +340,7 @@ class Children:
         """
         if not slot.is_arbiter:
             return False
-        beat_s = last_beat_s(self._runtime.arbiter)
+        beat_s = last_beat_s(self._runtime.arbiter(slot.worker))
         if beat_s is None or beat_s < slot.started_s:
             return False  # it boots
         return now_s - beat_s >= limits.HEARTBEAT_LOST_S
@@ -261,8 +377,13 @@ class Children:
             self._aborted_workers.clear()
         facts = {"child": f"{slot.role}/{slot.worker}", "pid": pid, "exit": exit_text(code),
                  "up_s": round(up_s, 1)}
-        if self.draining:
+        if self.draining or slot.is_draining:
             _log.info("child.ended", **facts)
+            if slot.is_changing:
+                slot.is_changing = False
+                slot.start_at_s = now_s
+            elif slot.is_retiring and slot in self._slots:
+                self._slots.remove(slot)
             return
         if pid in self._retired:
             self._retired.discard(pid)
@@ -271,6 +392,7 @@ class Children:
             slot.start_at_s = now_s
             _log.info("child.retired", **facts)
             return
+        slot.is_refused = code == _EXIT_CONFIG
         reason = "silent" if slot.aborted_at_s is not None else "signal" if code < 0 else "exit"
         metrics.WORKER_RESTARTS.labels(slot.role, reason).inc()
         self.restarts += 1
@@ -283,17 +405,20 @@ class Children:
             _log.error("role.failing", child=facts["child"], deaths_in_a_row=slot.unready,
                        hint="its log lines above say why; the role is not ready until it stays up")
 
-    def count_dead_workers(self, dead: Iterable[Beat]) -> None:
+    def count_dead_workers(self, dead: Sequence[Beat]) -> None:
         """Count gunicorn's workers that have ended; their arbiter starts others.
 
         With the arbiter they all end, which `reap` counts as one death.
         """
+        retiring = {beat.pid for beat in dead if self._is_retiring(beat)}  # `reap` forgets them
         self.reap()
         living = {pid for _, pid in self.list_arbiters()}
         for beat in dead:
             was_silent = self._aborted_workers.pop(beat.pid, None) is not None
             has_arbiter = ROLE_BY_NAME[beat.role].is_arbiter
             if not has_arbiter or self.draining or not living or beat.pid in living:
+                continue
+            if beat.pid in retiring:
                 continue
             self.restarts += 1
             if beat.pid in self._retired:
@@ -306,6 +431,13 @@ class Children:
             _log.warning("child.died", child=f"{beat.role}/{beat.worker}", pid=beat.pid,
                          reason="silent" if was_silent else "died",
                          hint="its arbiter starts another one, and its log line above says why")
+
+    def _is_retiring(self, beat: Beat) -> bool:
+        """Return whether a worker belongs to an arbiter that drains."""
+        return any(
+            slot.is_draining and slot.role == beat.role and beat.worker in slot.names
+            for slot in self._slots
+        )
 
     # --- The end of children ---------------------------------------------------------------
 
@@ -329,8 +461,11 @@ class Children:
 
         The workers of an arbiter share its process group and die with it.
         """
-        victims = [s for s in self._slots if s.role in roles and s.pid is not None]
-        pids = [s.pid for s in victims if s.pid is not None]
+        return self._kill_slots([slot for slot in self._slots if slot.role in roles])
+
+    def _kill_slots(self, slots: list[_Slot]) -> int:
+        victims = [slot for slot in slots if slot.pid is not None]
+        pids = [slot.pid for slot in victims if slot.pid is not None]
         for pid in pids:
             # A child that has no process group of its own yet has no children either.
             with suppress(ProcessLookupError):
@@ -347,7 +482,7 @@ class Children:
         """Return the state of every role that is switched on."""
         view_by_role = {}
         for role, wanted in self._wanted.items():
-            slots = [slot for slot in self._slots if slot.role == role]
+            slots = [slot for slot in self._slots if slot.role == role and not slot.is_new]
             if any(slot.is_arbiter for slot in slots):
                 pids = sorted(beat.pid for beat in self._heartbeats.list_beats(role))
             else:
@@ -356,6 +491,10 @@ class Children:
             ready = 0 if failing else min(wanted, len(self._heartbeats.ready_pids(role)))
             view_by_role[role] = RoleView(wanted, ready, pids, failing)
         return view_by_role
+
+
+def _pack(environ: Mapping[str, str]) -> bytes:
+    return pack_environ({k: v for k, v in environ.items() if k not in SYSTEMD_NAMES})
 
 
 def _ignore(pid: int) -> None:

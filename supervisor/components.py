@@ -15,8 +15,9 @@ from pylon.storage.interface import WriteEngine
 from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.disk_guard import DiskGuard
-from supervisor.events import DrainProgress, Events
+from supervisor.events import Events, Progress
 from supervisor.flusher import Flusher
+from supervisor.generations import Generations
 from supervisor.heartbeats import Heartbeats
 from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
@@ -38,7 +39,7 @@ class Components:
     store: Backend
     listeners: Listeners
     events: Events
-    progress: DrainProgress
+    progress: Progress
     engine: WriteEngine
     writer: Writer
     relay: Relay | None  # None: the writer publishes
@@ -55,6 +56,7 @@ class Components:
     backups: Backups
     signals: PlainSignalSender  # for the main thread
     notifier: Notifier
+    generations: Generations
 
     @property
     def head(self) -> int:

@@ -25,7 +25,7 @@ from pylon.metrics.render import (
 from pylon.storage.records import IndexSpec
 from supervisor.components import Components
 from supervisor.control import CommandHandler, Line, SendLine
-from supervisor.events import StopAsked
+from supervisor.events import Progress, StopAsked
 from supervisor.loop import Loop
 
 _PROGRESS_EVERY_S = 0.2
@@ -55,6 +55,7 @@ class ControlHandlers:
             "ping": self._ping, "status": self._status, "metrics": self._metrics,
             "stop": self._stop, "indexes": self._put_indexes,
             "search_rebuild": self._rebuild_search,
+            "reload": self._reload, "scale": self._scale,
         }
 
     def _uptime_s(self) -> float:
@@ -90,6 +91,9 @@ class ControlHandlers:
             "converting_datetimes": parts.flusher.conversion.status,
             "write_queue_depth": parts.writer.depth,
             "restarts": parts.children.restarts,
+            "generation": parts.generations.number,
+            "reload": parts.generations.phase,
+            "scaled": parts.generations.scaled,
             "store": parts.store.name,
             **({"db_path": parts.store.place} if parts.relay is None else
                {"database": parts.store.place, **self._node_facts()}),
@@ -137,13 +141,20 @@ class ControlHandlers:
 
     def _stop(self, _request: Line, send_line: SendLine) -> Line:
         """Drain; every step is a line."""
-        lines = self._parts.progress.listen()
+        progress = self._parts.progress
         self._parts.events.put(StopAsked())
-        while True:
-            line = lines.get()
-            if line.get("done"):
-                return line
-            send_line(line)
+        return _follow(progress, send_line)
+
+    def _reload(self, _request: Line, send_line: SendLine) -> Line:
+        """Reload; every step is a line. `supervisor.generations` has the rules."""
+        return _follow(self._parts.generations.prepare_reload().progress, send_line)
+
+    def _scale(self, request: Line, send_line: SendLine) -> Line:
+        """Change the numbers of workers to those of ``workers``, by role."""
+        workers = request.get("workers")
+        if not isinstance(workers, dict):
+            raise InvalidData("workers: expected an object with a number for each role")
+        return _follow(self._parts.generations.prepare_scale(workers).progress, send_line)
 
     def _put_indexes(self, request: Line, _send_line: SendLine) -> Line:
         """Make the manifest's indexes those of ``indexes``; ``count`` of operations done."""
@@ -178,3 +189,13 @@ class ControlHandlers:
                     send_line({"entity": name, "rows": rows})
             built.append({"entity": name, "rows": rows})
         return {"entities": built}
+
+
+def _follow(progress: Progress, send_line: SendLine) -> Line:
+    """Send each line of a progress, and return the last one."""
+    lines = progress.listen()
+    while True:
+        line = lines.get()
+        if line.get("done"):
+            return line
+        send_line(line)

@@ -10,7 +10,12 @@ The steps, in this order:
 5. A running backup ends, and the flusher flushes the WAL of a database that is a file. The shipper
    uploads the rest of a continuous backup.
 
-`DrainProgress` gives each step to control clients and the log.
+When the next run takes the listeners over (a reload of the whole server), the ws and sse workers
+end first. So their clients come back at different times, and requests wait as shortly as possible:
+they are answered until all sockets are closed, and then wait in the backlog. Sockets are closed
+with 1012.
+
+`Progress` gives each step to control clients and the log.
 
 A second SIGTERM, or the deadline (PYLON_DRAIN_DELAY_S + PYLON_DRAIN_SECS +
 `limits.DRAIN_GRACE_S`), cuts the drain short: the supervisor kills the remaining workers and
@@ -44,6 +49,9 @@ _ARBITERS: Final = tuple(role.name for role in ROLES if role.is_arbiter)
 _SOCKET_ROLES: Final = tuple(
     role.name for role in ROLES if role.port is not None and not role.is_arbiter
 )
+_STREAM_ROLES: Final = tuple(
+    role.name for role in ROLES if role.name in _SOCKET_ROLES and not role.is_exclusive
+)
 
 _log = log.get_logger("drain")
 
@@ -66,8 +74,13 @@ class Drain:
     def run(self) -> int:
         """Run all steps in order, and return the exit code."""
         self._announce()
+        if self._keeps_ports:
+            self._parts.children.draining = True
+            self._end(_STREAM_ROLES)
         self._stop_accepting()
         for roles in drain_stages():
+            if self._keeps_ports and roles == _STREAM_ROLES:
+                continue
             if roles == _ARBITERS:
                 patience_s = self._parts.config.drain_s + _ARBITER_GRACE_S
                 self._end(roles, patience_s, already_asked=True)
@@ -82,9 +95,11 @@ class Drain:
         delay_s = 0.0 if self._keeps_ports else self._parts.config.drain_delay_s
         self._publish_step("announced", delay_s=delay_s)
         self._loop.draining = True
+        self._parts.generations.abandon()
         if self._parts.nodes is not None:
             self._parts.nodes.withdraw()
-        self._parts.notifier.stopping()
+        if not self._keeps_ports:
+            self._parts.notifier.stopping()
         self._parts.notifier.status("draining")
         self._loop.report()
         until_s = self._now_s() + delay_s
@@ -106,7 +121,9 @@ class Drain:
         """Send SIGTERM to the workers of the roles, wait, and kill those that remain."""
         children = self._parts.children
         if not already_asked:
-            children.send(roles, signal.SIGTERM)
+            with_code = [role for role in roles if self._keeps_ports and role in _SOCKET_ROLES]
+            children.send(tuple(with_code), signal.SIGUSR2)
+            children.send(tuple(set(roles) - set(with_code)), signal.SIGTERM)
         until_s = min(self._now_s() + wait_s, self._deadline_s)
         tell_at_s = self._now_s() + limits.DRAIN_REPORT_S
         while children.alive(roles) and self._now_s() < until_s and not self._hurried():

@@ -1,10 +1,11 @@
 """Events of the supervisor's main loop, and the progress of a drain.
 
 Signal handlers and threads only put an event into the queue; the main loop handles it.
-`DrainProgress` gives the steps of a drain to control connections.
+`Progress` gives the steps of a drain or a reload to control connections.
 
 Bound: the queue needs none of its own. The kernel merges signals, the number of control connections
-is limited, and a `RolesChanged` comes only when a readiness changes. Called by `loop`, `drain` and
+is limited, one change at a time is asked for, and a `RolesChanged` comes only when a readiness
+changes. Called by `loop`, `drain` and
 the threads of the supervisor.
 """
 
@@ -13,7 +14,10 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from supervisor.generations import Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,13 @@ class SignalArrived:
 @dataclass(frozen=True, slots=True)
 class StopAsked:
     """A control connection requests a stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAsked:
+    """A reload or a scaling was checked, and is to be carried out."""
+
+    change: Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +49,13 @@ class Broken:
     error: BaseException
 
 
-Event = SignalArrived | StopAsked | RolesChanged | Broken
+Event = SignalArrived | StopAsked | ChangeAsked | RolesChanged | Broken
 Events = SimpleQueue[Event]
 Line = dict[str, Any]
 
 
-class DrainProgress:
-    """Gives every step of a drain to all listeners; a late one gets the earlier steps first."""
+class Progress:
+    """Gives every step to all listeners; a late one gets the earlier steps first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
 """The main loop of the supervisor: takes events from a queue and handles them in one thread.
 
 Handlers of signals only put an event into the queue. SIGTERM and SIGINT begin the drain; a second
-one cuts it short. SIGHUP reloads in dev mode; otherwise the loop logs that a restart is necessary.
+one cuts it short. SIGHUP reloads (`supervisor.generations`).
 SIGCHLD makes the loop reap and restart children at once. Every two seconds, and when a state
 changes, the loop sends a `RolesReport` to all workers and the status to systemd. The report says
 for each role how many workers are ready.
@@ -24,7 +24,15 @@ from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.storage.nodes import NodeLease
 from supervisor.children import RoleView
 from supervisor.components import Components
-from supervisor.events import Broken, Event, Events, RolesChanged, SignalArrived, StopAsked
+from supervisor.events import (
+    Broken,
+    ChangeAsked,
+    Event,
+    Events,
+    RolesChanged,
+    SignalArrived,
+    StopAsked,
+)
 from supervisor.log_rotation import LogRotation
 from supervisor.memory_guard import MemoryGuard
 
@@ -66,7 +74,6 @@ class Loop:
         self._said_ready = False
         self._were_ready: set[str] = set()  # roles that had all their workers once
         self.stop_asked = False
-        self.reload_asked = False
         self.cut_short = False
         self.draining = False
         self.broken: BaseException | None = None
@@ -85,6 +92,8 @@ class Loop:
             pass
         self._parts.children.count_dead_workers(self._parts.heartbeats.forget_dead())
         self._parts.children.tick()
+        if not self.draining:
+            self._parts.generations.tick()
         self._memory_guard.look()
         problem = self._parts.children.problem()
         if problem is not None and self.broken is None:
@@ -189,10 +198,10 @@ class Loop:
                 _log.info("signal", name=signal.Signals(number).name)
                 self.cut_short = self.cut_short or self.draining or self.stop_asked
                 self.stop_asked = True
-            case SignalArrived(signal.SIGHUP) if self._parts.config.dev_mode:
-                self.reload_asked = True
             case SignalArrived(signal.SIGHUP):
-                _log.warning("reload.unsupported", hint="settings are read at start: restart")
+                self._parts.generations.hang_up()
+            case ChangeAsked(change):
+                self._parts.generations.begin(change)
             case StopAsked():
                 self.stop_asked = True
             case Broken(error):

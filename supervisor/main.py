@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pylon
-from pylon import log
+from pylon import log, metrics
 from pylon.archive.url import open_archive
 from pylon.auth.secret_key import key_file_of, settle_keys
 from pylon.auth.session_life import session_life
@@ -56,8 +56,9 @@ from supervisor.control import ControlServer
 from supervisor.control_handlers import ControlHandlers
 from supervisor.disk_guard import DiskGuard
 from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
-from supervisor.events import Broken, DrainProgress, Events, RolesChanged
+from supervisor.events import Broken, Events, Progress, RolesChanged
 from supervisor.flusher import Flusher
+from supervisor.generations import Generations, Lifetime
 from supervisor.heartbeats import Heartbeats
 from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
@@ -82,16 +83,18 @@ _log = log.get_logger("supervisor")
 
 
 def run(
-    loaded: Loaded, template: Template | None = None, reread: Callable[[], Loaded] | None = None
+    loaded: Loaded, template: Template | None = None, reread: Callable[[], Loaded] | None = None,
+    announce: Callable[[Loaded], None] = lambda _: None,
 ) -> int:
     """Serve until stopped.
 
     Args:
         template: one that has been started, so that its imports run beside ours. This function
             ends it.
-        reread: reads the settings again, for a reload (SIGHUP in dev mode). All begins anew with
-            them, but for this process, the template and the listeners: what is imported stays,
-            and no connection is refused.
+        reread: reads the settings again, for a reload (`supervisor.generations`). If the
+            supervisor itself needs them, all begins anew but for this process, the template and
+            the listeners: what is imported stays, and no connection is refused.
+        announce: is called when a run begins, and after a reload.
 
     Returns:
         0 after a complete drain, 75 after one that was cut short or met a disk that it could not
@@ -103,12 +106,13 @@ def run(
     if template is None:
         template = start_template()
     kept: Listeners | None = None
+    lifetime = Lifetime(loaded, loaded, reread, announce)
     try:
         while True:
-            code, kept = _run_once(loaded, template, kept, may_reload=reread is not None)
-            if kept is None or reread is None:
+            announce(lifetime.loaded)
+            code, kept = _run_once(lifetime, template, kept)
+            if kept is None:
                 return code
-            loaded = reread()
     finally:
         template.stop()
         if kept is not None:
@@ -116,10 +120,10 @@ def run(
 
 
 def _run_once(
-    loaded: Loaded, template: Template, kept: Listeners | None, *, may_reload: bool
+    lifetime: Lifetime, template: Template, kept: Listeners | None
 ) -> tuple[int, Listeners | None]:
     """Serve until stopped or reloaded. Returns the exit code, or the listeners for the next run."""
-    config = loaded.config
+    loaded, config = lifetime.loaded, lifetime.loaded.config
     log.configure(config.log_format, config.log_level, "supervisor", "")
     keep_private()
     fd_budget.raise_limit()
@@ -133,10 +137,10 @@ def _run_once(
         _log.warning("data_dir", message=warning)
     with Closers() as stack:
         try:
-            parts = _assemble(loaded, manifest, template, kept, os.environ, stack)
+            parts = _assemble(lifetime, manifest, template, kept, os.environ, stack)
         except OSError as ex:
             raise start_error(ex, f"{config.data_dir} or the runtime directory") from ex
-        code = _serve(parts, stack, may_reload=may_reload)
+        code = _serve(parts, lifetime, stack)
     if stack.keeps_ports:
         return code, parts.listeners
     return EXIT_CUT_SHORT if stack.has_failed and code == EXIT_COMPLETE else code, None
@@ -172,11 +176,11 @@ class Closers(ExitStack):
 
 
 def _assemble(
-    loaded: Loaded, manifest: Manifest, template: Template, kept: Listeners | None,
+    lifetime: Lifetime, manifest: Manifest, template: Template, kept: Listeners | None,
     environ: Mapping[str, str], stack: Closers,
 ) -> Components:
     clock, pid = SystemClock(), os.getpid()
-    loaded = with_node_name(loaded, SystemRandom())
+    loaded = with_node_name(lifetime.loaded, SystemRandom())
     config = loaded.config
     rules = compile_rules(manifest, explain=config.dev_mode)
     pidfile = DataDirLock.acquire(pidfile_of(Path(config.db_path).absolute()))
@@ -280,11 +284,19 @@ def _assemble(
     if config.seed is not None and (nodes is None or nodes.leads):  # one of all nodes plants it
         _plant_seed(Path(config.seed), store, manifest, runtime)
     wanted = {role: config.workers_of(role) for role in ROLE_NAMES if config.workers_of(role)}
+
+    def make_environ(loaded: Loaded, generation: int) -> dict[str, str]:
+        return _child_environ(
+            with_node_name(loaded, SystemRandom()), environ, store, listeners.ports, run_key,
+            generation,
+        )
+
     children = Children(
-        template, wanted, listeners, runtime,
-        _child_environ(loaded, environ, store, listeners.ports, run_key),
+        template, wanted, listeners, runtime, make_environ(loaded, lifetime.generation),
         heartbeats, clock, SystemRandom(),
     )
+    notifier = Notifier(environ, pid)
+    generations = Generations(lifetime, manifest, children, events, notifier, make_environ)
     children.on_ended = rooms.worker_ended
     stack.callback(children.kill_all)
     pidfile.write(
@@ -299,18 +311,19 @@ def _assemble(
         )
     return Components(
         config=config, clock=clock, runtime=runtime, store=store, listeners=listeners,
-        events=events, progress=DrainProgress(), engine=engine, writer=writer, relay=relay,
+        events=events, progress=Progress(), engine=engine, writer=writer, relay=relay,
         nodes=nodes, flusher=flusher, disk_guard=disk_guard, pending=pending, capture=capture,
         shipper=shipper,
         heartbeats=heartbeats, rooms=rooms, children=children, marks=previous_run.marks,
         backups=Backups(store.data_path, engine.maintenance.sizes, runtime.manifest, clock),
-        signals=signals, notifier=Notifier(environ, pid),
+        signals=signals, notifier=notifier, generations=generations,
     )
 
 
-def _serve(parts: Components, stack: Closers, *, may_reload: bool) -> int:
+def _serve(parts: Components, lifetime: Lifetime, stack: Closers) -> int:
     started_s = parts.clock.monotonic_s()
     loop = Loop(parts, started_s)
+    generations = parts.generations
     handlers = ControlHandlers(parts, loop, os.getpid(), started_s)
     control = ControlServer(
         parts.runtime.control_socket, handlers.by_name(),
@@ -319,13 +332,16 @@ def _serve(parts: Components, stack: Closers, *, may_reload: bool) -> int:
     stack.callback(control.close)
     control.start()
     freeze()
-    while not loop.stop_asked and loop.broken is None and not (loop.reload_asked and may_reload):
+    while not loop.stop_asked and loop.broken is None and generations.server_change is None:
         loop.pump()
     if loop.broken is None:
         stack.keeps_ports = not loop.stop_asked
         code = Drain(parts, loop, keeps_ports=stack.keeps_ports).run()
         if loop.stop_asked:  # meanwhile
             stack.keeps_ports = False
+        elif generations.server_change is not None:
+            lifetime.adopt(generations.server_change)
+            metrics.RELOADS.labels("done").inc()
         return code
     _log.error("supervisor.broken", error=str(loop.broken),
                hint="ending at once; what was acknowledged is committed")
@@ -397,7 +413,7 @@ def _plant_seed(path: Path, store: Backend, manifest: Manifest, runtime: Runtime
 
 def _child_environ(
     loaded: Loaded, environ: Mapping[str, str], store: Backend, ports: Mapping[str, int],
-    run_key: str | None,
+    run_key: str | None, generation: int,
 ) -> dict[str, str]:
     """Our environment with every setting resolved, so that a child reads exactly ours.
 
@@ -405,6 +421,7 @@ def _child_environ(
 
     Args:
         run_key: the secret key of this run, where no setting and no file has one.
+        generation: of the children; so the template loads the app anew for each generation.
     """
     out = {name: value for name, value in environ.items() if not name.startswith("PYLON_")}
     out.update({name: value for name, value in loaded.raw.items() if value is not None})
@@ -412,4 +429,5 @@ def _child_environ(
     if run_key is not None:
         out["PYLON_SECRET_KEY"] = run_key
     out.update({PORT_BY_ROLE[role].setting: str(port) for role, port in ports.items()})
+    out["PYLON_GENERATION"] = str(generation)
     return out

@@ -77,8 +77,8 @@ class NodeHints:
         self._clock = clock
         self._nodes = nodes
         self._collector = _Collector()
-        self._reader = HintReader(path, http_workers, clock, self._collector, own_only=True)
-        self._writer = HintWriter(path, http_workers, clock, SUPERVISOR_SLOT, continues=True)
+        self._reader = HintReader(path, clock, self._collector, own_only=True)
+        self._writer = HintWriter(path, clock, SUPERVISOR_SLOT, continues=True)
         nodes.handle(TOPIC, self._take)
         nodes.on_lost(lambda _: self._record_missing())
         if http_workers:

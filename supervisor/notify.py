@@ -8,6 +8,7 @@ if systemd does not read. Called by the main loop and the drain.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,6 +16,7 @@ from pylon import log
 
 _log = log.get_logger("notify")
 _US_PER_S: Final = 1_000_000
+_NS_PER_US: Final = 1_000
 
 # Variables that workers must not get: with them a worker could notify systemd or take sockets.
 SYSTEMD_NAMES: Final = (
@@ -48,6 +50,11 @@ class Notifier:
     def watchdog(self) -> None:
         """Keep the watchdog from expiring. Call it every `watchdog_period_s` while all is well."""
         self._send("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """Tell systemd that a reload begins, and when; `ready` ends it."""
+        now_us = time.monotonic_ns() // _NS_PER_US
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={now_us}")
 
     def stopping(self) -> None:
         self._send("STOPPING=1")

@@ -44,7 +44,7 @@ def test_the_connection_and_its_bytes_arrive(
     tmp_path: Path, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     client, passed = pair
-    worker, sender = Worker(tmp_path, "1"), SocketSender(Runtime(tmp_path), "ws", 1)
+    worker, sender = Worker(tmp_path, "1"), SocketSender(Runtime(tmp_path), "ws")
     data = b"x" * limits.PASSED_BYTES
     assert sender.pass_on(passed, data)
     passed.close()
@@ -60,7 +60,7 @@ def test_workers_take_turns_and_a_certain_one_can_be_named(
     tmp_path: Path, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     workers = [Worker(tmp_path, str(number)) for number in range(1, 4)]
-    sender = SocketSender(Runtime(tmp_path), "ws", 3)
+    sender = SocketSender(Runtime(tmp_path), "ws")
     assert all(sender.pass_on(pair[1], b"any") for _ in range(6))
     assert sender.pass_to("2", pair[1], b"named")
     run_greenlets_until("all came", lambda: sum(len(worker.taken) for worker in workers) == 7)
@@ -74,7 +74,7 @@ def test_workers_take_turns_and_a_certain_one_can_be_named(
 def test_who_is_not_there_is_passed_over_and_found_again(
     tmp_path: Path, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    sender = SocketSender(Runtime(tmp_path), "ws", 2)
+    sender = SocketSender(Runtime(tmp_path), "ws")
     assert not sender.pass_on(pair[1], b"nobody")
     first = Worker(tmp_path, "1")
     assert all(sender.pass_on(pair[1], b"one") for _ in range(4))
@@ -93,7 +93,7 @@ def test_a_worker_that_does_not_read_fills_up_and_the_next_is_asked(
     tmp_path: Path, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     slow, quick = Worker(tmp_path, "1"), Worker(tmp_path, "2")
-    sender = SocketSender(Runtime(tmp_path), "ws", 2)
+    sender = SocketSender(Runtime(tmp_path), "ws")
     data = b"x" * 4_096
     sent = 0
     while sender.pass_to("1", pair[1], data):

@@ -16,6 +16,7 @@ from pylon.cli.main import VERBS
 from pylon.config import load as load_config
 from pylon.manifest import keys
 from pylon.manifest.model import FieldType
+from pylon.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -33,6 +34,28 @@ def test_the_settings_table_is_current() -> None:
     readme = (ROOT / "README.md").read_text()
     wanted = load(ROOT / "docs" / "settings_table.py").with_table(readme)
     assert readme == wanted, "run: python docs/settings_table.py"
+
+
+def test_the_table_of_what_changed_settings_need_is_current() -> None:
+    page = (ROOT / "docs" / "operations" / "upgrade.md").read_text()
+    wanted = load(ROOT / "docs" / "settings_table.py").with_changes(page)
+    assert page == wanted, "run: python docs/settings_table.py"
+
+
+def test_settings_that_the_supervisor_reads_need_more_than_new_workers() -> None:
+    """Else a reload would leave the supervisor with the value from before."""
+    change_by_field = {setting.field: setting.change for setting in SETTINGS}
+    # Used by the workers, or with the new value at each reload.
+    of_workers = {"drain_spread_s"}
+    read = {
+        field for path in (ROOT / "supervisor").glob("*.py")
+        for field in re.findall(r"\bconfig\.(\w+)", path.read_text())
+    }
+    assert {"change_log_retain", "drain_s", "db_path"} <= read
+    assert [
+        field for field in sorted(read)
+        if change_by_field.get(field) == "workers" and field not in of_workers
+    ] == []
 
 
 def test_the_tables_of_metrics_are_current() -> None:

@@ -35,11 +35,11 @@ class Journal:
         self.clock = ManualClock()
 
     def writer(self) -> HintWriter:
-        return HintWriter(self.path, WORKERS, self.clock, capacity=CAPACITY)
+        return HintWriter(self.path, self.clock, capacity=CAPACITY)
 
     def reader(self) -> HintReader:
         return HintReader(
-            self.path, WORKERS, self.clock, CursorHints(self.clock), capacity=CAPACITY
+            self.path, self.clock, CursorHints(self.clock), capacity=CAPACITY
         )
 
 
@@ -71,7 +71,7 @@ def test_a_writer_s_slot_is_free_when_its_process_dies(journal: Journal) -> None
         "import sys, time\nfrom pathlib import Path\n"
         "from pylon.clock import SystemClock\n"
         "from pylon.changelog.hint_journal import HintWriter\n"
-        f"w = HintWriter(Path(sys.argv[1]), {WORKERS}, SystemClock(), slot=1, "
+        f"w = HintWriter(Path(sys.argv[1]), SystemClock(), slot=1, "
         f"capacity={CAPACITY})\n"
         "w.put(1, 5)\nprint('put', flush=True)\ntime.sleep(60)\n"
     )
@@ -81,11 +81,11 @@ def test_a_writer_s_slot_is_free_when_its_process_dies(journal: Journal) -> None
     assert process.stdout is not None
     assert process.stdout.readline() == b"put\n"
     with pytest.raises(BlockingIOError):
-        HintWriter(journal.path, WORKERS, journal.clock, slot=1, capacity=CAPACITY)
+        HintWriter(journal.path, journal.clock, slot=1, capacity=CAPACITY)
     process.kill()
     process.wait()
     process.stdout.close()
-    HintWriter(journal.path, WORKERS, journal.clock, slot=1, capacity=CAPACITY).put(2, 6)
+    HintWriter(journal.path, journal.clock, slot=1, capacity=CAPACITY).put(2, 6)
     found = read_journal(journal.path, 0, CAPACITY)
     assert found is not None
     assert {hint.key: hint.cursor for hint in found[1] if hint.key} == {1: 5, 2: 6}

@@ -61,7 +61,7 @@ class HubStage:
         self.feed.start()
         clock = ManualClock()
         starts = StartCursors(
-            HintReader(self.stage.runtime.hints, 1, clock, CursorHints(clock)),
+            HintReader(self.stage.runtime.hints, clock, CursorHints(clock)),
             MarkReader(marks_path(Path(self.stage.config.db_path))), history, clock,
         )
         self.replay = Replay(self.hub, self.feed, history, starts)

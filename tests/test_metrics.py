@@ -72,7 +72,7 @@ def test_snapshot_names_counters_as_readers_see_them() -> None:
 UNITS = ("_seconds", "_bytes")
 # What a number without a unit counts, in the plural, or a state of 0 and 1.
 COUNTED = re.compile(
-    r"_(in_flight|waiting|length|seq|ready|wanted|running|writable|low|info|\w+s)$"
+    r"_(in_flight|waiting|length|seq|ready|wanted|running|writable|low|info|generation|\w+s)$"
 )
 
 

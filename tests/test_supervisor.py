@@ -290,9 +290,3 @@ def test_metrics_and_bad_requests(make: Maker) -> None:
     assert it.end(signal.SIGINT) == 0
 
 
-def test_sighup_is_answered_in_the_log(make: Maker) -> None:
-    it = make().start()
-    assert it.process is not None
-    it.process.send_signal(signal.SIGHUP)
-    wait_until("answered", lambda: it.events("reload.unsupported"))
-    assert it.end() == 0

@@ -95,9 +95,9 @@ class Here:
         self.nodes = Nodes(self.link, "own", clock, lambda _: None)
         path = folder / "hints"
         make_journal(path, "boot", [], clock)
-        self.worker = HintWriter(path, 1, clock)
+        self.worker = HintWriter(path, clock)
         self.hints = NodeHints(path, 1, self.nodes, clock)
-        self.hub = HintReader(path, 1, clock, CursorHints(clock, limits.HINT_WINDOW_S))
+        self.hub = HintReader(path, clock, CursorHints(clock, limits.HINT_WINDOW_S))
 
     def tell(self) -> list[NewsMessage]:
         self.nodes._run_tasks(at_end=True)
@@ -148,7 +148,7 @@ def test_news_of_other_builds_are_dropped_or_read_as_far_as_they_are_known(
     nodes = Nodes(Link(), "own", clock, lambda _: None)
     hints = NodeHints(tmp_path / "hints", 1, nodes, clock)
     found = CursorHints(clock, limits.HINT_WINDOW_S)
-    known = HintReader(tmp_path / "hints", 1, clock, found)
+    known = HintReader(tmp_path / "hints", clock, found)
     take = nodes._take
     take(NodesReport([], [], [
         NewsMessage("i", "of tomorrow", b'{"a": 1}'),  # a topic that nobody handles here

@@ -30,7 +30,7 @@ from supervisor import template
 from supervisor.backups import Backups
 from supervisor.children import Children
 from supervisor.control import ClientLeft
-from supervisor.events import DrainProgress
+from supervisor.events import Progress
 from supervisor.heartbeats import Heartbeats
 from supervisor.notify import Notifier
 from supervisor.sockets import open_listeners
@@ -253,7 +253,7 @@ def test_readiness_is_fresh_and_dead_processes_are_forgotten() -> None:
 
 
 def test_news_reach_late_listeners_from_the_beginning() -> None:
-    updates = DrainProgress()
+    updates = Progress()
     updates.publish(step="a")
     lines = updates.listen()
     updates.publish(step="b", done=True)

@@ -2,7 +2,8 @@
 
 The descriptor and the bytes read so far go over a Unix socket in the runtime folder (SCM_RIGHTS).
 Each receiving worker listens at its own path. `SocketSender.pass_on` gives connections to all
-workers of a role in turn, `pass_to` gives one to a certain worker.
+workers of a role in turn, `pass_to` gives one to a certain worker. The sender finds the workers by
+the files in the folder, because a reload replaces them by others with other names.
 
 The kernel's buffer of that socket is the queue. It is bounded in bytes: the longest message has
 `limits.PASSED_BYTES`, and a few dozen usual messages fit. When it is full the next worker gets the
@@ -17,6 +18,7 @@ again. Called by `workers.http.loop`, `workers.hub.service` and `workers.shards.
 from __future__ import annotations
 
 import array
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -43,20 +45,30 @@ def _path_of(runtime: Runtime, role: str, worker: str) -> Path:
     return runtime.dir / f"passing-{role}-{worker}"
 
 
+def _list_workers(runtime: Runtime, role: str) -> list[str]:
+    """Return the names of the workers of a role that listen, or were killed while they did."""
+    prefix = f"passing-{role}-"
+    with os.scandir(runtime.dir) as entries:
+        names = [entry.name.removeprefix(prefix) for entry in entries
+                 if entry.name.startswith(prefix)]
+    return sorted(name for name in names if name.isdigit())
+
+
 class SocketSender:
     """Passes connections to the workers of one role. One for each sending process."""
 
-    def __init__(self, runtime: Runtime, role: str, workers: int) -> None:
-        """Args: `workers` is their number; their names are "1", "2" and so on."""
-        self._paths = {
-            str(number): _path_of(runtime, role, str(number)) for number in range(1, workers + 1)
-        }
+    def __init__(self, runtime: Runtime, role: str) -> None:
+        self._runtime = runtime
+        self._role = role
         self._links: dict[str, RawSocket] = {}  # connected sockets, by worker
         self._turn = 0
 
     def pass_on(self, sock: RawSocket, data: bytes) -> bool:
         """Pass a connection to any worker; return False if none takes it. See `pass_to`."""
-        names = list(self._paths)
+        names = _list_workers(self._runtime, self._role)
+        if not names:
+            _RESULTS["absent"].inc()
+            return False
         self._turn += 1
         return any(
             self.pass_to(names[(self._turn + offset) % len(names)], sock, data)
@@ -104,7 +116,7 @@ class SocketSender:
             link = RawSocket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             link.setblocking(False)
             try:
-                link.connect(str(self._paths[worker]))
+                link.connect(str(_path_of(self._runtime, self._role, worker)))
             except OSError:  # no worker listens, or its backlog is full
                 link.close()
                 return None

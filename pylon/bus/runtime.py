@@ -28,11 +28,11 @@ from pylon.private_folders import (
 
 _PREFIX: Final = "pylon-"
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
-# One for each socket worker.
-_OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*")
+# One for each worker, or for each arbiter.
+_OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*", "arbiter-*")
 _OWN_FILES: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
-    "control.sock", "manifest.json", "rates", "hints", "arbiter", "cluster-key", "identity",
+    "control.sock", "manifest.json", "rates", "hints", "cluster-key", "identity",
 )
 
 
@@ -88,10 +88,9 @@ class Runtime:
         """Return the path of the journal of cursor hints (`pylon.changelog.hint_journal`)."""
         return self.dir / "hints"
 
-    @property
-    def arbiter(self) -> Path:
-        """Return the path of the HTTP arbiter's beat (`pylon.bus.file_beat`)."""
-        return self.dir / "arbiter"
+    def arbiter(self, worker: str) -> Path:
+        """Return the path of an arbiter's beat (`pylon.bus.file_beat`). `worker` is its name."""
+        return self.dir / f"arbiter-{worker}"
 
     @property
     def control_socket(self) -> Path:

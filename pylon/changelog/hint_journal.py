@@ -16,6 +16,7 @@ reader calls `CursorHints.mark_incomplete` when a ring overtook it, when a write
 it finds a record `INCOMPLETE`. Times are CLOCK_MONOTONIC, which all processes of a boot share.
 
 Bounds: `limits.HINTS_KEPT` records of 32 bytes for each slot; a writer overwrites the oldest.
+`limits.HINT_SLOTS` slots; a file has those that were ever used at the same time.
 Called by `workers.http.process`, `workers.hub.service`, `workers.hub.start_cursors` and
 `supervisor.hints`.
 """
@@ -38,7 +39,6 @@ INCOMPLETE: Final = 0  # hints from before the time of this record may be missin
 _OPENED: Final = 1  # a writer has begun
 _CLOSED: Final = 2  # the writer has written all its hints
 SUPERVISOR_SLOT: Final = 0
-_SPARE_SLOTS: Final = 3  # the supervisor's, and two for workers whose predecessor still runs
 _HEADER_BYTES: Final = 64
 _RECORD: Final = Struct("<QQQQ")  # check, key, cursor, microseconds
 _FLOCK: Final = Struct("hhqqi4x")  # struct flock
@@ -111,7 +111,7 @@ class HintWriter:
     __slots__ = ("_clock", "_fd", "_next", "_ring")
 
     def __init__(
-        self, path: Path, http_workers: int, clock: Clock, slot: int | None = None,
+        self, path: Path, clock: Clock, slot: int | None = None,
         capacity: int = limits.HINTS_KEPT, *, continues: bool = False,
     ) -> None:
         """Open the file, or create it, and lock a slot.
@@ -125,7 +125,7 @@ class HintWriter:
         """
         self._clock = clock
         self._fd = _open(path)
-        slots = range(1, slots_for(http_workers)) if slot is None else (slot,)
+        slots = range(1, limits.HINT_SLOTS) if slot is None else (slot,)
         self._ring = _Ring(self._fd, _lock_first(self._fd, slots), capacity)
         found, self._next = self._ring.scan()
         if not continues and _is_left_open(found):
@@ -179,7 +179,7 @@ class HintReader(Generic[_Hints]):
     )
 
     def __init__(
-        self, path: Path, http_workers: int, clock: Clock, hints: _Hints,
+        self, path: Path, clock: Clock, hints: _Hints,
         capacity: int = limits.HINTS_KEPT, *, own_only: bool = False,
     ) -> None:
         """Open the file, or create it.
@@ -191,15 +191,14 @@ class HintReader(Generic[_Hints]):
         self._first_slot = SUPERVISOR_SLOT + own_only
         self._capacity = capacity
         self._fd = _open(path)
-        self._rings = [
-            _Ring(self._fd, slot, capacity) for slot in range(slots_for(http_workers))
-        ]
-        self._next_positions = [0] * len(self._rings)  # 0: not scanned yet
+        self._rings: list[_Ring] = []  # of the slots that were ever used
+        self._next_positions: list[int] = []  # 0: not scanned yet
         self._open_slots: set[int] = set()  # slots whose writer has not written `_CLOSED`
         self.hints = hints
 
     def refresh(self) -> None:
         """Read the records since the last call. Never switches greenlets."""
+        self._find_slots()
         for slot, ring in enumerate(self._rings[self._first_slot :], self._first_slot):
             position = self._next_positions[slot]
             if not position:
@@ -219,6 +218,14 @@ class HintReader(Generic[_Hints]):
         for slot in [slot for slot in self._open_slots if not _is_locked(self._fd, slot)]:
             self._open_slots.discard(slot)
             self.hints.mark_incomplete(self._clock.monotonic_s())
+
+    def _find_slots(self) -> None:
+        """Add the slots that writers have used since the last call: the file then is longer."""
+        size_bytes = os.fstat(self._fd).st_size - _HEADER_BYTES
+        used = -(-size_bytes // (self._capacity * _RECORD.size))
+        for slot in range(len(self._rings), used):
+            self._rings.append(_Ring(self._fd, slot, self._capacity))
+            self._next_positions.append(0)
 
     def _scan(self, slot: int, ring: _Ring) -> int:
         found, position = ring.scan()
@@ -244,11 +251,6 @@ class HintReader(Generic[_Hints]):
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def slots_for(http_workers: int) -> int:
-    """Return the number of slots of a journal."""
-    return http_workers + _SPARE_SLOTS
 
 
 def now_us(clock: Clock) -> int:

@@ -28,10 +28,11 @@ import click
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, wants_json
 from pylon.cli.serve import serve
 from pylon.cli.settings import chosen_env_file, env_file_flag, env_files, read_settings
-from pylon.config import Config
+from pylon.config import Config, Loaded
 from pylon.errors import StartRefused
 from pylon.realtime.app_module import try_app_module
 from pylon.runtime.parent_death import die_with_parent
+from pylon.settings import ENV_FILE_NAME
 from pylon.startup import load_checked
 
 _POLL_S = 0.1
@@ -51,8 +52,15 @@ def dev(ctx: click.Context, port: int | None, once: bool) -> None:
     """Serve the app of this folder with dev defaults; restart when it changes."""
     flags = {"PYLON_PORT": None if port is None else str(port)}
     if once:
-        ctx.exit(serve(read_settings(dev=True, flags=flags)))
+        read = partial(_read, flags, chosen_env_file(os.environ))
+        ctx.exit(serve(read(), read))
     ctx.exit(_Watch(_command(port)).run())
+
+
+def _read(flags: Mapping[str, str | None], env_file: str | None) -> Loaded:
+    """Read the settings; for a reload in another thread, which does not know the flags."""
+    chosen = {} if env_file is None else {ENV_FILE_NAME: env_file}
+    return read_settings(dev=True, flags=flags, environ={**os.environ, **chosen})
 
 
 def _command(port: int | None) -> list[str]:

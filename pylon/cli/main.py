@@ -31,7 +31,8 @@ from pylon.data_dir import keep_private
 from pylon.errors import PylonError
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
-    "start", "dev", "stop", "status", "config", "check-config", "backup", "restore", "migrate",
+    "start", "dev", "stop", "reload", "scale",
+    "status", "config", "check-config", "backup", "restore", "migrate",
     "doctor", "top", "metrics", "logs", "support-bundle",
     "schema", "seed", "export", "import", "bench", "search", "shards", "session", "user", "key",
     "jwt", "secret", "audit", "replay", "explain", "explain-query", "policy", "mail",

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -25,7 +24,6 @@ from pylon.config import Loaded
 from pylon.data_dir import data_dir_problems, data_dir_warnings, open_private, refuse_root
 from pylon.data_dir_lock import log_file_of
 from pylon.errors import StartRefused
-from pylon.manifest.model import Manifest
 from pylon.startup import load_checked, start_warnings
 from pylon.storage.factory import import_backend
 
@@ -42,7 +40,7 @@ def serve(
     """Run the supervisor in this process. Return its exit code.
 
     Args:
-        reread: reads the settings again, for a reload in dev mode.
+        reread: reads the settings again, for a reload.
         be_template: what a template process does that is forked from this process. None: the
             supervisor executes its template.
 
@@ -65,26 +63,17 @@ def serve(
 def _serve(
     loaded: Loaded, reread: Callable[[], Loaded] | None, template: Template | None = None
 ) -> int:
-    app = load_checked(loaded)
+    load_checked(loaded)
     from supervisor.main import run
 
-    def begin(loaded: Loaded, app: Manifest) -> Loaded:
+    def begin(loaded: Loaded) -> None:
         if loaded.config.dev_mode or wants_json():
             Thread(
-                target=announce_when_ready, args=(loaded.config, app, os.getpid()),
+                target=announce_when_ready, args=(loaded.config, load_checked(loaded), os.getpid()),
                 name="announce", daemon=True,
             ).start()
-        return loaded
 
-    def begin_again(reread: Callable[[], Loaded]) -> Loaded:
-        again = reread()
-        return begin(again, load_checked(again))
-
-    can_reload = loaded.config.dev_mode and reread is not None
-    return run(
-        begin(loaded, app), template,
-        partial(begin_again, reread) if can_reload and reread is not None else None,
-    )
+    return run(loaded, template, reread, begin)
 
 
 def start_detached(loaded: Loaded, arguments: list[str]) -> int:

@@ -15,6 +15,7 @@ import click
 from pylon.cli.output import json_flag
 from pylon.cli.settings import chosen_env_file, dev_flag, read_settings
 from pylon.config import Loaded
+from pylon.settings import ENV_FILE_NAME
 
 
 @click.command()
@@ -36,8 +37,12 @@ def start(
         "PYLON_MANIFEST": manifest, "PYLON_DB_PATH": db, "PYLON_ROLES": roles,
     }
 
+    env_file = chosen_env_file(os.environ)
+
     def read() -> Loaded:
-        return read_settings(dev=dev, flags=flags)
+        """Read the settings; for a reload in another thread, which does not know the flags."""
+        chosen = {} if env_file is None else {ENV_FILE_NAME: env_file}
+        return read_settings(dev=dev, flags=flags, environ={**os.environ, **chosen})
 
     if detach:
         from pylon.cli.serve import start_detached

@@ -61,6 +61,28 @@ class SchemaRefused(StartRefused):
     code = "SCHEMA_REFUSED"
 
 
+class ReloadRefused(StartRefused):
+    """A reload found settings, a manifest or an app that cannot be used, or a change that needs a
+    restart. Nothing has changed: the server serves on as before.
+
+    Remedy: mend what the line names and reload again, or run pylonctl restart.
+    """
+
+    code = "RELOAD_REFUSED"
+    status = 409
+
+
+class ReloadBusy(PylonError):
+    """A reload, a scaling or a restart is under way, and only one at a time can be.
+
+    Remedy: wait until it has ended (pylonctl status), and try again.
+    """
+
+    code = "RELOAD_BUSY"
+    status = 409
+    retryable = True
+
+
 class BackupInvalid(PylonError):
     """A bundle is incomplete, or its contents do not match its checksums.
 

@@ -121,7 +121,7 @@ class Server:
             die(self.writers.pop(number))
             self.tellers.pop(number)
         writer = HintWriter(
-            self.runtime.hints, HTTP_WORKERS, self.clock, slot=number + 1,
+            self.runtime.hints, self.clock, slot=number + 1,
             capacity=self.capacity,
         )
         self.writers.insert(number, writer)
@@ -132,7 +132,7 @@ class Server:
             self.readers.pop(number).close()
             self.hubs.pop(number)
         reader = HintReader(
-            self.runtime.hints, HTTP_WORKERS, self.clock,
+            self.runtime.hints, self.clock,
             CursorHints(self.clock, limits.HINT_WINDOW_S), capacity=self.capacity,
         )
         reader.refresh()

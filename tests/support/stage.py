@@ -203,7 +203,7 @@ class Stage:
     def add_hint(self, session_id: str | None, cursor: int) -> None:
         """What an HTTP worker does before it answers a pull."""
         if self._hints is None:
-            self._hints = HintWriter(self.runtime.hints, 1, SystemClock())
+            self._hints = HintWriter(self.runtime.hints, SystemClock())
         self._hints.put(hint_key(session_id, "127.0.0.1"), cursor)
 
     def mark(self, head: int) -> None:

@@ -2,7 +2,8 @@
 
 `STAND_IN_<ROLE>` says how it behaves: ``well`` (the default), ``dies`` at once, ``silent``
 after its first heartbeat, ``stubborn`` (ignores SIGTERM), ``slow`` (takes 1 s to end), ``frozen``
-(as an arbiter it beats once, and its workers go on).
+(as an arbiter it beats once, and its workers go on). A file ``mood-<role>`` in the working
+directory wins over the variable.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from pathlib import Path
 
 import gevent
 import gevent.event
@@ -35,6 +37,8 @@ def main() -> int:
     child = ChildEnv.from_environ(os.environ)
     die_with_parent(child.supervisor_pid)
     mood = os.environ.get(f"STAND_IN_{child.role.upper()}", "well")
+    if (chosen := Path(f"mood-{child.role}")).exists():
+        mood = chosen.read_text()
     if mood == "dies":
         return 3
     ended = gevent.event.Event()
@@ -46,17 +50,17 @@ def main() -> int:
         write_line(f"{child.role} stops accepting")
 
     gevent.signal_handler(signal.SIGUSR1, stop_accepting)
-    if mood == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        gevent.signal_handler(signal.SIGTERM, ended.set)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        if mood == "stubborn":
+            signal.signal(number, signal.SIG_IGN)
+        else:
+            gevent.signal_handler(number, ended.set)
     if mood == "frozen":
-        FileBeat(Runtime(child.runtime_dir).arbiter, SystemClock())
+        FileBeat(Runtime(child.runtime_dir).arbiter(child.worker), SystemClock())
     sender = StatusSender(Runtime(child.runtime_dir))
-    worker = f"1-{os.getpid()}" if child.role == "http" else child.worker
     MESSAGES_SENT.inc(5)
     while not ended.is_set():
-        sender.send(WorkerStatus(child.role, worker, os.getpid(), True, 2, snapshot()))
+        sender.send(WorkerStatus(child.role, child.worker, os.getpid(), True, 2, snapshot()))
         if mood == "silent":
             signal.pause()
         ended.wait(0.1)

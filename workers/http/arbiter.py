@@ -153,13 +153,16 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
     def __init__(self, child: ChildEnv, config: Config) -> None:
         self._child = child
         self._config = config
-        self._numbers: set[int] = set()  # in use
+        self._first = int(child.worker)  # the name of the first worker
+        self._numbers: set[int] = set()  # in use, from 1
         self._process: HttpProcess | None = None
         super().__init__()
 
     def run(self) -> None:
         """Be the arbiter until a signal ends it."""
-        beat = FileBeat(Runtime(self._child.runtime_dir).arbiter, SystemClock())
+        beat = FileBeat(
+            Runtime(self._child.runtime_dir).arbiter(self._child.worker), SystemClock()
+        )
         if self._child.listen_fd is None:
             raise RuntimeError("the supervisor has passed no listening socket")
         BeatingArbiter(self, beat, Listener(self._child.listen_fd)).run()
@@ -227,7 +230,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
         """Tell `boot` who this process is. The descriptor is a copy: gunicorn keeps its own."""
         me = ChildEnv(
             role=self._child.role,
-            worker=str(worker.number),
+            worker=str(self._first + worker.number - 1),
             runtime_dir=self._child.runtime_dir,
             listen_fd=os.dup(worker.sockets[0].fileno()),
             supervisor_pid=arbiter.pid,

@@ -1,6 +1,8 @@
 """Drain: ends the connections of an HTTP worker that stops.
 
-The worker closes idle connections at once. A connection with a request gets its response first.
+A client may send its next request at the moment in which the worker closes the connection, and
+then it would get no answer. So the worker closes a connection that has been idle for
+`limits.HTTP_DRAIN_IDLE_S`, and answers a request that comes before with ``Connection: close``.
 After the grace period the worker closes the rest. A long drain logs why it waits.
 
 Invariant: when `drain` returns, no connection is open. Log events: drain.waiting, drain.deadline.
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gevent
 
-from pylon import log
+from pylon import limits, log
 from workers.http.connection_limits import NAME_BY_KIND
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def drain(loop: Loop, grace_s: float, notify: Callable[[], None]) -> None:
     report_s = loop.now_s + _REPORT_S
     while connections:
         for connection in list(connections.values()):
-            if connection.is_idle and not connection.has_arrived():
+            if _is_quiet(connection, loop.now_s) and not connection.has_arrived():
                 connection.abort()
         if loop.now_s >= deadline_s:
             _log.warning("drain.deadline", cut=len(connections), **_waits(loop))
@@ -52,6 +54,14 @@ def drain(loop: Loop, grace_s: float, notify: Callable[[], None]) -> None:
         gevent.sleep(_STEP_S)
     for connection in list(connections.values()):
         connection.abort()
+
+
+def _is_quiet(connection: Connection, now_s: float) -> bool:
+    """Return whether a connection is idle, and has been so for long enough to be closed."""
+    if not connection.is_idle:
+        return False
+    waiting = connection.waiting_since()
+    return waiting is None or now_s - waiting[1] >= limits.HTTP_DRAIN_IDLE_S
 
 
 def _waits(loop: Loop) -> dict[str, Any]:

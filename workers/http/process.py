@@ -88,7 +88,7 @@ class HttpProcess:
             runtime, app.clock, app.random, is_on=app.config.workers_of("identity") > 0
         )
         self._merge_sandbox = MergeSandbox()
-        self._hints = HintWriter(runtime.hints, app.config.workers_of("http"), app.clock)
+        self._hints = HintWriter(runtime.hints, app.clock)
         store = booted.reader_pool
         self._readiness = Readiness(
             lambda: store.point(lambda reader: reader.head_seq()), app.clock
@@ -123,8 +123,8 @@ class HttpProcess:
             unread_headers(app.config, origins(app.config, app.manifest))
         )
         self.passing = {
-            role: SocketSender(runtime, role, app.config.workers_of(role))
-            for role in UPGRADED_ROLES
+            role: SocketSender(runtime, role) for role in UPGRADED_ROLES
+            if app.config.workers_of(role)
         }
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 

@@ -69,5 +69,5 @@ class AddressCap:
 
 
 def shared_cap(limit: int, folder: Path, role: str, worker: str, workers: int) -> AddressCap:
-    """Return the cap of one of `workers` processes of a role, which are named "1", "2", ..."""
+    """Return the cap of one of `workers` processes of a role."""
     return AddressCap(limit, shared_counts(folder, role, worker, workers) if limit else None)

@@ -2,7 +2,9 @@
 
 On SIGUSR1 the worker stops accepting and keeps its connections. On SIGTERM it closes them all with
 1001, waits for the close frames at most `limits.SOCKET_CLOSE_S`, and exits 0. The supervisor sends
-both, in this order, when it drains.
+both, in this order, when the server stops. On SIGUSR2, when others take the worker's place, it does
+the same with 1012. It spreads the closes over PYLON_DRAIN_SPREAD_S, so that the clients do not come
+back together; a SIGTERM meanwhile ends the spread.
 
 Invariants: the worker reports ready only while it accepts. A greenlet that fails ends the process,
 and the supervisor starts another one: a hub without its feed would silently send nothing. Log
@@ -33,7 +35,7 @@ from pylon.runtime.interpreter import freeze
 from workers.boot import WorkerContext, run_status
 from workers.hub.acceptor import Acceptor
 from workers.hub.admission import SubscriberAdmission
-from workers.hub.close_codes import GOING_AWAY
+from workers.hub.close_codes import GOING_AWAY, SERVICE_RESTART
 from workers.hub.feed import Feed
 from workers.hub.heartbeat import Heartbeat
 from workers.hub.history import History
@@ -43,9 +45,7 @@ from workers.hub.replay import Replay
 from workers.hub.start_cursors import StartCursors
 
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
-_SPREAD_ABOVE: Final = 1_000  # more sockets than this are not closed at once
-_SPREAD_S: Final = 1.0
-_SPREAD_STEPS: Final = 20
+_SPREAD_STEP_S: Final = 0.05
 _HINTS_PERIOD_S: Final = 1.0  # so that the hub reads few records when a client connects
 _IDLE_HINTS_PERIOD_S: Final = 5.0  # without a client: a wake-up costs 0.1 ms
 
@@ -63,7 +63,7 @@ class ChangeStream:
         history = History(booted.reader_pool)
         config = booted.app.config
         self._hints = HintReader(
-            booted.runtime.hints, config.workers_of("http"), booted.clock,
+            booted.runtime.hints, booted.clock,
             CursorHints(booted.clock, limits.HINT_WINDOW_S),
         )
         self.feed = Feed(ChangesSubscriber(booted.runtime), history, hub)
@@ -119,6 +119,8 @@ class Service:
         self._admission = admission
         self._at_drain = at_drain
         self._stop = Event()
+        self._hurry = Event()  # the rest of the sockets is to be closed at once
+        self._close_code = GOING_AWAY
         self._accepting = False
 
     def spawn(self, loop: Callable[[], NoReturn]) -> None:
@@ -126,9 +128,10 @@ class Service:
         gevent.spawn(loop).link_exception(_exit_failed)
 
     def run(self, changes: ChangeStream | None = None) -> NoReturn:
-        """Serve until SIGTERM, then exit 0."""
+        """Serve until SIGTERM or SIGUSR2, then exit 0."""
         gevent.signal_handler(signal.SIGUSR1, self.stop_accepting)
-        gevent.signal_handler(signal.SIGTERM, self._stop.set)
+        gevent.signal_handler(signal.SIGTERM, self._end)
+        gevent.signal_handler(signal.SIGUSR2, self._give_way)
         gevent.signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C: the supervisor drains
         self.spawn(self._report)
         max_life_s = self._booted.app.config.socket_max_life_s
@@ -151,6 +154,17 @@ class Service:
         _log.info("worker.drained", sockets=closed)
         _exit_now(0)
 
+    def _end(self) -> None:
+        """SIGTERM."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    def _give_way(self) -> None:
+        """SIGUSR2: other workers take this one's place, and its clients may connect at once."""
+        self._close_code = SERVICE_RESTART
+        self._stop.set()
+
     def stop_accepting(self) -> None:
         """Close this worker's descriptor of the listening socket; the supervisor keeps its own."""
         self._admission.draining = True
@@ -161,20 +175,23 @@ class Service:
             receiver.close()
 
     def drain(self) -> int:
-        """Close every connection with 1001. Return how many there were."""
+        """Close every connection with 1001, or 1012. Return how many there were."""
         self.stop_accepting()
         waiting = [(hub, connection) for hub in self._hubs for connection in hub.connections]
         if self._at_drain is not None:
             self._at_drain()
-        steps = _SPREAD_STEPS if len(waiting) > _SPREAD_ABOVE else 1
+        spread_s = min(
+            self._booted.app.config.drain_spread_s, len(waiting) / limits.DRAIN_CLOSES_PER_S
+        )
+        steps = max(1, round(spread_s / _SPREAD_STEP_S))
         for step in range(steps):
             for hub, connection in waiting[step::steps]:
                 connection.close(
-                    GOING_AWAY, "server is going away",
+                    self._close_code, "server is going away",
                     awaits_peer=hub.transport.expects_replies,
                 )
-            if steps > 1:
-                gevent.sleep(_SPREAD_S / steps)
+            if step < steps - 1:
+                self._hurry.wait(_SPREAD_STEP_S)
         clock = self._booted.clock
         deadline_s = clock.monotonic_s() + limits.SOCKET_CLOSE_S
         while self._sockets() and clock.monotonic_s() < deadline_s:

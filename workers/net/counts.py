@@ -3,7 +3,8 @@
 Each process keeps its counts in a file of the runtime directory, and its siblings map that file. A
 process writes only into its own file, and holds a lock on it, so the counts of a killed worker end
 with the lock. Before a process refuses a client because of a sibling's counts, it checks that the
-sibling lives.
+sibling lives. A process finds its siblings in the folder, since a reload replaces them by others
+with other names.
 
 The table stores a 64-bit digest in place of an address. If the bucket of a digest is full
 (improbable below 50,000 addresses), only its own process counts the address.
@@ -17,7 +18,7 @@ import fcntl
 import hashlib
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -83,11 +84,16 @@ class CountTable:
 class SharedCounts:
     """The table of this process, and those of its siblings."""
 
-    __slots__ = ("_own", "_siblings")
+    __slots__ = ("_find_siblings", "_own", "_siblings")
 
-    def __init__(self, own: CountTable, siblings: Iterable[CountTable]) -> None:
+    def __init__(
+        self, own: CountTable, siblings: Iterable[CountTable] = (),
+        find_siblings: Callable[[], Iterable[CountTable] | None] = lambda: None,
+    ) -> None:
+        """Args: `find_siblings` returns all siblings, or None while they are the same."""
         self._own = own
         self._siblings = tuple(siblings)
+        self._find_siblings = find_siblings
 
     def publish(self, address: str, count: int) -> None:
         """Publish the count of an address in this process to the siblings."""
@@ -100,6 +106,9 @@ class SharedCounts:
             spare: the count that the caller still accepts. Up to it this method checks no locks,
                 so it may count dead siblings too.
         """
+        found = self._find_siblings()
+        if found is not None:
+            self._siblings = tuple(found)
         key = _key(address)
         counts = [(table, table.count(key)) for table in self._siblings]
         total = sum(each for _, each in counts)
@@ -108,15 +117,38 @@ class SharedCounts:
         return sum(each for table, each in counts if each and table.has_owner())
 
 
+class _SiblingFinder:
+    """Finds the tables of the siblings of one worker, again after the folder has changed."""
+
+    __slots__ = ("_changed_ns", "_folder", "_own_name", "_prefix", "_table_by_name")
+
+    def __init__(self, folder: Path, prefix: str, own_name: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self._own_name = own_name
+        self._table_by_name: dict[str, CountTable] = {}
+        self._changed_ns = -1
+
+    def __call__(self) -> Iterable[CountTable] | None:
+        # PERF: 2 us, for each new connection.
+        changed_ns = self._folder.stat().st_mtime_ns
+        if changed_ns == self._changed_ns:
+            return None
+        self._changed_ns = changed_ns
+        for path in self._folder.glob(f"{self._prefix}*"):
+            if path.name != self._own_name and path.name not in self._table_by_name:
+                self._table_by_name[path.name] = CountTable(path)
+        return self._table_by_name.values()
+
+
 def shared_counts(folder: Path, role: str, worker: str, workers: int) -> SharedCounts | None:
-    """Return the counts of a worker with `workers` - 1 siblings, named "1", "2" and so on."""
+    """Return the counts of one of `workers` workers; None if it is the only one of its role."""
     if workers < 2:
         return None
-    own = CountTable(folder / f"addresses-{role}-{worker}")
+    prefix = f"addresses-{role}-"
+    own = CountTable(folder / f"{prefix}{worker}")
     own.own()
-    names = {str(number) for number in range(1, workers + 1)} - {worker}
-    paths = [folder / f"addresses-{role}-{name}" for name in sorted(names)]
-    return SharedCounts(own, map(CountTable, paths))
+    return SharedCounts(own, find_siblings=_SiblingFinder(folder, prefix, f"{prefix}{worker}"))
 
 
 def _key(address: str) -> int:

@@ -101,7 +101,7 @@ def serve(booted: WorkerContext) -> NoReturn:
     handler = ShardConnectionHandler(
         worker=booted.worker, hops=config.trust_proxy_hops, placement=placement,
         registry=registry, reconnect_tokens=ReconnectTokens(app.random),
-        siblings=SocketSender(booted.runtime, SIBLINGS, workers),
+        siblings=SocketSender(booted.runtime, SIBLINGS),
         handshakes=protocol.Handshakes(
             config.trust_proxy_hops, trusted, cookie_name, deflates=False,
         ),

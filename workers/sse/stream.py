@@ -15,7 +15,7 @@ from pylon import limits
 from pylon.auth.origin import PREFLIGHT_MAX_AGE_S
 from pylon.errors import PylonError
 from workers.hub import refusals
-from workers.hub.close_codes import GOING_AWAY, NORMAL
+from workers.hub.close_codes import GOING_AWAY, NORMAL, SERVICE_RESTART
 from workers.hub.connection import Connection
 from workers.net.response import Headers, encode_head
 
@@ -54,7 +54,7 @@ class EventStreamTransport:
 
     def close_frame(self, code: int, reason: str) -> bytes:
         """Return when to reconnect if the server ends; otherwise nothing."""
-        return RETRY if code == GOING_AWAY else b""
+        return RETRY if code in (GOING_AWAY, SERVICE_RESTART) else b""
 
     def compress(self, frame: bytes, deflate_window: int) -> bytes:
         """Return the frame. Never called: streams are not compressed."""

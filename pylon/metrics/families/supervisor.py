@@ -17,6 +17,14 @@ BUILD_INFO: Final = Gauge(
 )
 BUILD_INFO.labels(pylon.__version__, platform.python_version()).set(1)
 UPTIME: Final = Gauge("pylon_uptime_seconds", "Seconds since the start.", registry=SUPERVISOR)
+GENERATION: Final = Gauge(
+    "pylon_generation", "The number of the present workers' generation: 1 at a start, one more "
+    "after each reload and scaling.", registry=SUPERVISOR,
+)
+RELOADS: Final = Counter(
+    "pylon_reloads_total", "Reloads and scalings: done, refused by the checks, or failed because "
+    "new workers did not start.", ("result",), registry=SUPERVISOR,
+)
 RELAY_LAG_SEQS: Final = Gauge(
     "pylon_relay_lag_seqs", "How far the changes that were sent to the workers are behind the "
     "newest that this node has heard of (PostgreSQL).", registry=SUPERVISOR,
