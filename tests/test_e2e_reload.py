@@ -208,6 +208,7 @@ def test_settings_of_the_env_file_are_taken_over(server: PylonServer) -> None:
     assert server.process is not None
     server.process.send_signal(signal.SIGHUP)
     wait_until("five rows", lambda: answers(5))
+    wait_until("the reload has ended", lambda: server.status()["generation"] == 2)
     env_file.write_text("PYLON_LIST_LIMIT=5\nPYLON_RUNTIME_DIR=/tmp/elsewhere\n")
     refused = server.ctl("reload")
     assert refused.returncode == 78
