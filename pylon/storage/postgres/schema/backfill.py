@@ -25,7 +25,7 @@ from pylon.schema.columns import JSON_COLUMN, SEQ_COLUMN, fold_column, fold_fiel
 from pylon.storage.postgres import meta
 from pylon.storage.postgres.epochs import head_seq
 from pylon.storage.postgres.locks import WRITER, lock_key
-from pylon.storage.postgres.names import WORDS_COLUMN, quote
+from pylon.storage.postgres.names import SEQ_SEQUENCE, WORDS_COLUMN, quote
 from pylon.storage.postgres.parameters import Item, Parameter
 from pylon.storage.postgres.schema.catalogue import decoder_of
 from pylon.storage.postgres.schema.ddl import COLUMN_TYPES
@@ -41,6 +41,11 @@ _ROWS_FIRST: Final = 50
 _ROWS_MIN: Final = 5
 _KEY: Final = "backfill:"
 _SET_HEAD: Final = "UPDATE _pylon_change_seq SET value = $1 WHERE id = 1 AND value < $1"
+# Writers count on from the sequence: without it the next events would have seqs below the head, and
+# no reader would look for them.
+_SET_SEQ: Final = (
+    f"SELECT setval('{SEQ_SEQUENCE}', greatest($1::bigint, last_value)) FROM {SEQ_SEQUENCE}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,7 @@ class RowWriter:
         changed = self._session.execute(self._update, parameters).command_tuples
         if version and changed:
             self._session.execute(_SET_HEAD, (version,))
+            self._session.execute(_SET_SEQ, (version,))
         return len(ids), str(ids[-1])
 
     def read(
