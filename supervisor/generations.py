@@ -221,6 +221,10 @@ class Generations:
         if self._lifetime.reread is None:
             _log.warning("reload.unsupported", hint="settings are read at start: restart")
             return
+        if self._gate.locked():
+            self._asked_again = True
+            _log.info("reload.queued", hint="it begins when the change under way has ended")
+            return
         threading.Thread(target=self._reload, name="reload", daemon=True).start()
 
     def _reload(self) -> None:
