@@ -217,6 +217,17 @@ def test_silent_port_old_server_and_held_wal_are_found(tmp_path: Path) -> None:
     assert by_check(node.check_processes(state))["processes.quarantine"] == "error"
 
 
+def test_continuous_backup_that_falls_behind_is_found(tmp_path: Path) -> None:
+    config = config_at(tmp_path, PYLON_BACKUP_URL=(tmp_path / "archive").as_uri())
+
+    def check(lag_s: float) -> dict[str, str]:
+        values = {"pylon_backup_lag_seconds": lag_s}
+        return by_check(node.check_backup(config, NodeState(1, {}, {}, values), 0.0))
+
+    assert [check(lag_s)["backup.lag"] for lag_s in (3.0, 3_000.0)] == ["ok", "error"]
+    assert by_check(node.check_backup(config, None, 0.0)) == {"backup.lag": "note"}
+
+
 def test_postgres_is_examined_and_its_faults_are_found(
     tmp_path: Path, postgres_server: PostgresServer
 ) -> None:

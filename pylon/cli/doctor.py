@@ -82,7 +82,7 @@ def find_all(config: Config, url: str | None = None, watch_s: float = 0.0) -> It
     yield from database.check_database(config)
     if not config.in_memory:
         now_s = SystemClock().wall_ns() / NS_PER_S
-        yield from node.check_backup(Path(config.db_path).absolute(), now_s)
+        yield from node.check_backup(config, state, now_s)
     if url is not None:
         yield from proxies.check_proxies(config, url, watch_s)
 

@@ -27,6 +27,8 @@ _LIBRARIES: Final = ("apsw", "psycopg", "gevent", "gunicorn", "falcon", "pyzmq",
 _LOWEST_PYTHON: Final = (3, 11)
 _DAY_S: Final = 86_400
 _BACKUP_OLD_S: Final = 2 * _DAY_S
+_BACKUP_LAGS: Final = 10  # periods of the continuous backup
+_BACKUP_LAG_S: Final = 60.0
 _WAL_HELD_S: Final = 60.0
 _CONNECT_S: Final = 2.0
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # nosec B104 # it connects, and binds nothing
@@ -193,13 +195,16 @@ def check_wal(config: Config, node: NodeState | None) -> Iterator[Finding]:
         yield Finding(OK, "database.wal", what)
 
 
-def check_backup(data_path: Path, now_s: float) -> Iterator[Finding]:
-    """Check the age of the last backup."""
-    record = read_record(data_path)
+def check_backup(config: Config, node: NodeState | None, now_s: float) -> Iterator[Finding]:
+    """Check the continuous backup if there is one, else the age of the last bundle."""
+    if config.backup_url is not None:
+        yield from _check_continuous_backup(config, node)
+        return
+    record = read_record(Path(config.db_path).absolute())
     if record is None:
         yield Finding(
             WARNING, "backup.age", "no backup is known", "a broken disk takes all data with it",
-            "pylonctl backup DIR, by a timer (docs/deploy.md)",
+            "pylonctl backup DIR by a timer, or PYLON_BACKUP_URL (docs/operations/backup.md)",
         )
         return
     age_s = now_s - record.at_s
@@ -212,6 +217,22 @@ def check_backup(data_path: Path, now_s: float) -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, "backup.age", what)
+
+
+def _check_continuous_backup(config: Config, node: NodeState | None) -> Iterator[Finding]:
+    if node is None:
+        yield Finding(NOTE, "backup.lag", "no server runs, so nothing is shipped now")
+        return
+    lag_s = node.values.get("pylon_backup_lag_seconds", 0.0)
+    failures = node.values.get("pylon_backup_failures_total", 0.0)
+    what = f"the continuous backup is {lag_s:.0f} s behind; {failures:.0f} failures since the start"
+    if lag_s > _BACKUP_LAGS * config.backup_interval_s + _BACKUP_LAG_S:
+        yield Finding(
+            ERROR, "backup.lag", what, "what is not shipped is lost with the disk",
+            "see why: pylonctl logs --event \"backup.*\" --level warning",
+        )
+    else:
+        yield Finding(OK, "backup.lag", what)
 
 
 def check_user(config: Config) -> Iterator[Finding]:
