@@ -236,6 +236,17 @@ class Generations:
         except PylonError as ex:
             _log.error("reload.refused", code=ex.code, message=ex.message, hint=ex.hint)
 
+    def renew(self) -> bool:
+        """Begin anew with the same settings: drain, and start again within this process.
+
+        Returns: False if a change is under way, or the database is in memory and would be lost.
+        """
+        lifetime = self._lifetime
+        if lifetime.loaded.config.in_memory or not self._gate.acquire(blocking=False):
+            return False
+        self.begin(Change(Kind.SERVER, lifetime.read, lifetime.loaded, {}))
+        return True
+
     def begin(self, change: Change) -> None:
         """Carry out a change."""
         self._current = change

@@ -22,6 +22,7 @@ from pylon import log, metrics
 from pylon.bus.messages import NodeState, RolesReport, RoleState
 from pylon.roles import PORT_BY_ROLE, ROLE_BY_NAME
 from pylon.storage.nodes import NodeLease
+from supervisor.bus_watch import BusWatch
 from supervisor.children import RoleView
 from supervisor.components import Components
 from supervisor.events import (
@@ -69,6 +70,7 @@ class Loop:
             parts.children, parts.heartbeats, parts.clock, parts.config.worker_memory_mib,
             parts.config.drain_s,
         )
+        self._bus_watch = BusWatch(parts.runtime, parts.clock, parts.generations.renew)
         self._log_rotation = LogRotation(parts.config.db_path, parts.config.log_max_bytes)
         self._announced: tuple[object, ...] | None = None
         self._said_ready = False
@@ -94,6 +96,7 @@ class Loop:
         self._parts.children.tick()
         if not self.draining:
             self._parts.generations.tick()
+            self._bus_watch.look()
         self._memory_guard.look()
         problem = self._parts.children.problem()
         if problem is not None and self.broken is None:

@@ -132,12 +132,14 @@ class Writer:
         """Carry out what waits, then end the thread. The engine stays open. Idempotent."""
         if not self._thread.is_alive() or self._stopping.is_set():
             return
-        local = LocalWriter(self._runtime)
         self._stopping.set()
-        with contextlib.suppress(WriterUnavailable):  # it may have seen that by itself, and ended
+        # It may have seen that by itself, and ended; or its socket has vanished (`bus_watch`), and
+        # it sees it when its wait is over.
+        with contextlib.suppress(WriterUnavailable, OSError):
+            local = LocalWriter(self._runtime)
             local.wake()
+            local.close()
         self._thread.join()
-        local.close()
 
     def refuse_writes(self, error: PylonError) -> None:
         """Refuse every write from now on; from any thread. No batch is under way on return."""

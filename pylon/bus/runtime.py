@@ -30,9 +30,12 @@ _PREFIX: Final = "pylon-"
 _PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
 # One for each worker, or for each arbiter.
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*", "arbiter-*")
-_OWN_FILES: Final = (
+_SERVER_SOCKETS: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
-    "control.sock", "manifest.json", "rates", "hints", "cluster-key", "identity",
+    "control.sock",
+)
+_OWN_FILES: Final = (
+    *_SERVER_SOCKETS, "manifest.json", "rates", "hints", "cluster-key", "identity",
 )
 
 
@@ -44,6 +47,11 @@ class Runtime:
 
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self.dir / name}"
+
+    @property
+    def server_sockets(self) -> tuple[Path, ...]:
+        """Return the paths of the sockets that the supervisor binds."""
+        return tuple(self.dir / name for name in _SERVER_SOCKETS)
 
     @property
     def writes(self) -> Path:

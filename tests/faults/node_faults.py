@@ -1,8 +1,8 @@
 """The faults of one node on a SQLite file, by name: what happens, and how long a write may wait.
 
 Processes of each kind are killed and frozen; the disk fails, is full, writes too little; the wall
-clock jumps; the file is locked, or away; all sockets of clients are cut at once. Each fault leaves
-the node running, or coming back. Used by the tests of this folder.
+clock jumps; the file is locked, or away; sockets of the bus vanish; all sockets of clients are cut
+at once. Each fault leaves the node running, or coming back. Used by the tests of this folder.
 """
 
 from __future__ import annotations
@@ -147,6 +147,16 @@ def take_file_away(stage: Stage) -> None:
     away.replace(path)
 
 
+def lose_bus_sockets(stage: Stage) -> None:
+    """The sockets of the bus vanish; a worker that starts then does not find them."""
+    pids = [*pids_of(stage.node, "ws"), *pids_of(stage.node, "http")]
+    for path in (stage.node.folder / RUNTIME).iterdir():
+        if path.is_socket():
+            path.unlink()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
 def cut_sockets(stage: Stage) -> None:
     """Many sockets are open, and all are cut at once."""
     node = stage.node
@@ -207,5 +217,6 @@ FAULTS: Final[dict[str, Fault]] = {
     "the clock jumps back": Fault(lambda stage: jump(stage, -HOUR_S), 8.0),
     "the file is locked": Fault(lock, BROKEN_S + 5.0),
     "the file is away": Fault(take_file_away, BROKEN_S + 8.0),
+    "bus sockets vanish": Fault(lose_bus_sockets, 45.0),
     "sockets are cut": Fault(cut_sockets, 8.0),
 }
