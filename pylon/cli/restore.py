@@ -81,6 +81,10 @@ def restore(
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to restore to")
     place = str(db_path) if url is None else shown_url(url)
     is_archive = source is None or is_archive_url(source)
+    if source is None and (url is not None or config.backup_url is None):
+        raise click.UsageError(
+            "name a bundle (DIR); of SQLite an archive (URL), or set PYLON_BACKUP_URL"
+        )
     if not is_archive and (at is not None or seq is not None or allow_gap):
         raise click.UsageError("--at, --seq and --allow-gap are of a continuous backup, not of DIR")
     with end_by_signals():
