@@ -16,7 +16,6 @@ import subprocess  # nosec B404 # the operator's own command, without a shell
 from typing import Final
 
 import msgspec
-import urllib3
 
 from pylon import limits
 
@@ -43,6 +42,8 @@ def call_hook(hook: str, event: HookEvent) -> str | None:
 
 
 def _post(url: str, body: bytes) -> str | None:
+    import urllib3  # not before the template has patched what it takes from ssl and queue
+
     try:
         with urllib3.PoolManager(num_pools=1) as pool:
             response = pool.request(
