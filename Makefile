@@ -98,11 +98,15 @@ test-tools:
 	  echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; }
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	  -o Dpkg::Options::=--force-confold postgresql \
-	  gcc libc6-dev nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy python3-venv
+	  gcc libc6-dev nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy \
+	  haproxy groff-base python3-venv
 	@$(PYTHON) -m tests.support.autobahn || echo "make: so tests/test_autobahn.py is skipped" >&2
 	@$(PYTHON) -m tests.support.certified_provider || \
 	  echo "make: so a part of tests/test_provider_conformance.py is skipped" >&2
-	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py is skipped" >&2
+	@$(PYTHON) -m tests.support.deploy_checkers || \
+	  echo "make: so a part of tests/test_deploy_shapes.py is skipped" >&2
+	@$(PYTHON) -m tests.support.sst || echo "make: so deploy/sst is not type-checked" >&2
+	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py and tests/test_deploy_image.py are skipped" >&2
 
 bench: $(VENV)/installed
 	$(BIN)/pylonctl bench --seconds 0.5 --out bench/results/local
