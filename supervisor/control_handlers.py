@@ -55,7 +55,7 @@ class ControlHandlers:
             "ping": self._ping, "status": self._status, "metrics": self._metrics,
             "stop": self._stop, "indexes": self._put_indexes,
             "search_rebuild": self._rebuild_search,
-            "reload": self._reload, "scale": self._scale,
+            "reload": self._reload, "scale": self._scale, "restart": self._restart,
         }
 
     def _uptime_s(self) -> float:
@@ -148,6 +148,10 @@ class ControlHandlers:
     def _reload(self, _request: Line, send_line: SendLine) -> Line:
         """Reload; every step is a line. `supervisor.generations` has the rules."""
         return _follow(self._parts.generations.prepare_reload().progress, send_line)
+
+    def _restart(self, _request: Line, send_line: SendLine) -> Line:
+        """Restart with the program on disk; the control socket closes with this run."""
+        return _follow(self._parts.generations.prepare_restart().progress, send_line)
 
     def _scale(self, request: Line, send_line: SendLine) -> Line:
         """Change the numbers of workers to those of ``workers``, by role."""

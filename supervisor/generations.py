@@ -9,6 +9,8 @@ anew, and raises while nothing has changed yet. Then the main loop carries it ou
 - SERVER: the manifest or a setting of the supervisor changed. The server drains and begins anew
   within this process. Connections wait in the backlog of the listeners meanwhile.
 - SCALE: as WORKERS, for one role with another number of workers.
+- RESTART: as SERVER, but then the process executes the program on disk anew: it takes over new
+  code, and every setting. A new process of that program has checked them before.
 
 Invariants: a refused change leaves everything as it was. Between `prepare_…` and the end of a
 change every other one is refused; a SIGHUP is carried out afterwards, once. `Lifetime` is what
@@ -56,6 +58,12 @@ class Kind(Enum):
     WORKERS = "workers"
     SERVER = "server"
     SCALE = "scale"
+    RESTART = "restart"
+
+    @property
+    def ends_run(self) -> bool:
+        """Return whether the run ends for it, and another one follows."""
+        return self in (Kind.SERVER, Kind.RESTART)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +85,11 @@ class Lifetime:
     read: Loaded  # from files and environment
     loaded: Loaded  # the same, with `scaled`
     reread: Callable[[], Loaded] | None = None  # None: this server cannot be reloaded
+    check_program: Callable[[], None] | None = None  # raises ReloadRefused; None: no restart
     announce: Callable[[Loaded], None] = lambda _: None  # for a run that begins, after a reload
     generation: int = 1
     scaled: dict[str, int] = field(default_factory=dict)  # workers by role
+    restarts: bool = False  # the program is to be executed anew
 
     def adopt(self, change: Change) -> None:
         """Note a change that was carried out, or for which the next run begins."""
@@ -169,6 +179,31 @@ class Generations:
         self._events.put(ChangeAsked(change))
         return change
 
+    def prepare_restart(self) -> Change:
+        """Have the program on disk check itself and its settings. On return the restart is under
+        way.
+
+        Raises:
+            ReloadBusy: another change is under way.
+            ReloadRefused: the program or its settings cannot be used.
+        """
+        self._begin_preparation()
+        lifetime = self._lifetime
+        try:
+            if lifetime.check_program is None:
+                raise ReloadRefused("This server was started by a program that cannot restart it: "
+                                    "stop it and start it again")
+            if lifetime.loaded.config.in_memory and not lifetime.loaded.config.dev_mode:
+                raise ReloadRefused("PYLON_IN_MEMORY is on, and a restart would lose the database")
+            lifetime.check_program()
+        except BaseException:
+            self._gate.release()
+            metrics.RELOADS.labels("refused").inc()
+            raise
+        change = Change(Kind.RESTART, lifetime.read, lifetime.read, {})
+        self._events.put(ChangeAsked(change))
+        return change
+
     def _begin_preparation(self) -> None:
         if not self._gate.acquire(blocking=False):
             raise ReloadBusy(
@@ -254,7 +289,7 @@ class Generations:
         _log.info("reload.begun", kind=change.kind.value, generation=lifetime.generation + 1,
                   changed=list(change.changed), workers=change.wanted)
         self._notifier.reloading()
-        if change.kind is Kind.SERVER:
+        if change.kind.ends_run:
             # The control socket closes with this run, and clients look for the next one.
             change.progress.publish(
                 step="draining", kind=change.kind.value, generation=lifetime.generation + 1,
@@ -275,13 +310,13 @@ class Generations:
     def abandon(self) -> None:
         """Give up the change that is under way: the server stops."""
         change = self._current
-        if change is not None and change.kind is not Kind.SERVER:
+        if change is not None and not change.kind.ends_run:
             self._fail(change, "the server stops")
 
     def tick(self) -> None:
         """Report the progress of a rollout. The main loop calls it after each event."""
         change, rollout = self._current, self._children.rollout
-        if change is None or rollout is None or change.kind is Kind.SERVER:
+        if change is None or rollout is None or change.kind.ends_run:
             return
         if rollout.phase is not self._phase and not rollout.has_ended:
             self._phase = rollout.phase

@@ -12,12 +12,14 @@ reverse order, also when the start fails half-way. Called by `pylonctl start`.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pylon
 from pylon import log, metrics
@@ -58,7 +60,7 @@ from supervisor.disk_guard import DiskGuard
 from supervisor.drain import EXIT_COMPLETE, EXIT_CUT_SHORT, Drain
 from supervisor.events import Broken, Events, Progress, RolesChanged
 from supervisor.flusher import Flusher
-from supervisor.generations import Generations, Lifetime
+from supervisor.generations import Generations, Kind, Lifetime
 from supervisor.heartbeats import Heartbeats
 from supervisor.hints import PreviousRun, save_hints
 from supervisor.loop import Loop, queue_signals
@@ -72,11 +74,19 @@ from supervisor.pending_schema import PendingSchema
 from supervisor.relay import Relay
 from supervisor.rooms import RoomsThread
 from supervisor.shipper import Shipper, ShippingPlan
-from supervisor.sockets import Listeners, open_listeners, port_warnings
+from supervisor.sockets import (
+    Listeners,
+    open_listeners,
+    pack_listeners,
+    port_warnings,
+    unpack_listeners,
+)
 from supervisor.template import Template, start_template
 from supervisor.writer import Writer
 
 _INCARNATION_BYTES: Final = 8
+_KEPT: Final = "PYLON_KEPT_LISTENERS"
+_GENERATION: Final = "PYLON_GENERATION"
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
 
 _log = log.get_logger("supervisor")
@@ -85,6 +95,7 @@ _log = log.get_logger("supervisor")
 def run(
     loaded: Loaded, template: Template | None = None, reread: Callable[[], Loaded] | None = None,
     announce: Callable[[Loaded], None] = lambda _: None,
+    check_program: Callable[[], None] | None = None,
 ) -> int:
     """Serve until stopped.
 
@@ -95,6 +106,9 @@ def run(
             supervisor itself needs them, all begins anew but for this process, the template and
             the listeners: what is imported stays, and no connection is refused.
         announce: is called when a run begins, and after a reload.
+        check_program: has the program on disk check its settings, for a restart, and raises
+            ReloadRefused. A restart executes that program in place of this one: this function does
+            not return then.
 
     Returns:
         0 after a complete drain, 75 after one that was cut short or met a disk that it could not
@@ -105,18 +119,41 @@ def run(
     """
     if template is None:
         template = start_template()
-    kept: Listeners | None = None
-    lifetime = Lifetime(loaded, loaded, reread, announce)
+    kept, generation = _take_over(os.environ)
+    lifetime = Lifetime(loaded, loaded, reread, check_program, announce, generation)
     try:
         while True:
             announce(lifetime.loaded)
             code, kept = _run_once(lifetime, template, kept)
             if kept is None:
                 return code
+            if lifetime.restarts:
+                template.stop()
+                _execute_anew(kept, lifetime.generation)
     finally:
         template.stop()
         if kept is not None:
             kept.close()
+
+
+def _take_over(environ: MutableMapping[str, str]) -> tuple[Listeners | None, int]:
+    """Return what the program left that has executed this one: its listeners, and the number of
+    the next generation."""
+    packed, number = environ.pop(_KEPT, None), environ.pop(_GENERATION, "1")
+    if packed is None:
+        return None, 1
+    return unpack_listeners(packed), int(number)
+
+
+def _execute_anew(listeners: Listeners, generation: int) -> NoReturn:
+    """Execute the program on disk in place of this one, with the same arguments."""
+    # Until the next program handles it: a SIGHUP would end a process that does not.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    environ = {**os.environ, _KEPT: pack_listeners(listeners), _GENERATION: str(generation)}
+    _log.info("restart.executed", generation=generation)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
 
 
 def _run_once(
@@ -341,6 +378,7 @@ def _serve(parts: Components, lifetime: Lifetime, stack: Closers) -> int:
             stack.keeps_ports = False
         elif generations.server_change is not None:
             lifetime.adopt(generations.server_change)
+            lifetime.restarts = generations.server_change.kind is Kind.RESTART
             metrics.RELOADS.labels("done").inc()
         return code
     _log.error("supervisor.broken", error=str(loop.broken),
@@ -429,5 +467,5 @@ def _child_environ(
     if run_key is not None:
         out["PYLON_SECRET_KEY"] = run_key
     out.update({PORT_BY_ROLE[role].setting: str(port) for role, port in ports.items()})
-    out["PYLON_GENERATION"] = str(generation)
+    out[_GENERATION] = str(generation)
     return out

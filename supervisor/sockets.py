@@ -7,6 +7,9 @@ connections wait in the kernel's backlog while a dead worker has no successor ye
 assigns sockets of systemd (LISTEN_FDS) to roles by FileDescriptorName, else in the order http, ws,
 sse, shards. systemd keeps its copy of them open while Pylon restarts.
 
+A restart executes the program anew in the same process, and leaves it the sockets
+(`pack_listeners`): connections wait in the backlog meanwhile.
+
 `Listeners.ports` has the ports of the sockets. systemd's sockets override the port settings;
 `port_warnings` reports that. `open_listeners` closes systemd's socket of a role that is switched
 off, and returns a warning.
@@ -19,6 +22,7 @@ too. If `open_listeners` raises because a port is taken, it has closed all socke
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -40,6 +44,7 @@ class Listeners:
     by_role: dict[str, socket.socket]
     ports: dict[str, int]
     warnings: tuple[str, ...] = ()
+    of_systemd: frozenset[str] = frozenset()  # roles whose sockets systemd has passed
 
     def close(self) -> None:
         """Close the descriptors of this process, without a shutdown (see the module)."""
@@ -67,8 +72,10 @@ def open_listeners(
     wanted = [role for role in PORT_BY_ROLE if config.workers_of(role)]
     if kept is None:
         opened = _take_from_systemd(wanted, environ, pid, first_fd)
+        of_systemd = frozenset(opened)
     else:
         opened = _keep_fitting(kept, config)
+        of_systemd = kept.of_systemd
     warnings = []
     for role in [role for role in opened if role not in wanted]:
         opened.pop(role).close()
@@ -88,19 +95,49 @@ def open_listeners(
         raise
     by_role = {role: opened[role] for role in wanted}
     ports = {role: _port_of(sock, config.port_of(role)) for role, sock in by_role.items()}
-    return Listeners(by_role, ports, tuple(warnings))
+    return Listeners(by_role, ports, tuple(warnings), of_systemd & by_role.keys())
 
 
 def _keep_fitting(kept: Listeners, config: Config) -> dict[str, socket.socket]:
-    """Return the kept sockets that listen where their role is to listen; close the others."""
+    """Return the kept sockets that listen where their role is to listen; close the others.
+
+    systemd's sockets win over the settings, as at a start.
+    """
     fitting = {}
     for role, sock in kept.by_role.items():
         address = (config.bind, config.port_of(role))
-        if config.workers_of(role) and sock.getsockname()[:2] == address:
+        is_fitting = role in kept.of_systemd or sock.getsockname()[:2] == address
+        if config.workers_of(role) and is_fitting:
             fitting[role] = sock
         else:
             sock.close()
     return fitting
+
+
+def pack_listeners(listeners: Listeners) -> str:
+    """Return the sockets as a program that this process executes next takes them over.
+
+    Their descriptors stay open through the exec.
+    """
+    for sock in listeners.by_role.values():
+        sock.set_inheritable(True)
+    return json.dumps({
+        role: [sock.fileno(), role in listeners.of_systemd]
+        for role, sock in listeners.by_role.items()
+    })
+
+
+def unpack_listeners(packed: str) -> Listeners:
+    """Return the sockets that the program before this one has left (`pack_listeners`)."""
+    by_role: dict[str, socket.socket] = {}
+    of_systemd: set[str] = set()
+    for role, (fd, is_of_systemd) in json.loads(packed).items():
+        by_role[role] = socket.socket(fileno=fd)
+        by_role[role].set_inheritable(False)
+        if is_of_systemd:
+            of_systemd.add(role)
+    ports = {role: _port_of(sock, 0) for role, sock in by_role.items()}
+    return Listeners(by_role, ports, of_systemd=frozenset(of_systemd))
 
 
 def port_warnings(loaded: Loaded, ports: Mapping[str, int]) -> list[str]:

@@ -1,8 +1,9 @@
-"""Changes of a running server, as an operator follows them: reload, scale.
+"""Changes of a running server, as an operator follows them: reload, restart, scale.
 
 `follow_change` sends the command over the control socket and prints each step. The server may have
 to begin anew; then the control socket closes, and `follow_change` waits until a server of a later
-generation is ready on the same data directory. Called by `reload` and `scale`.
+generation is ready on the same data directory. Called by `reload`, `restart`
+and `scale`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from pylon.data_dir import keep_private
 from pylon.errors import PylonError
 
 VERBS: Final = (  # in the order of the help; module and function are named alike
-    "start", "dev", "stop", "reload", "scale",
+    "start", "dev", "stop", "restart", "reload", "scale",
     "status", "config", "check-config", "backup", "restore", "migrate",
     "doctor", "top", "metrics", "logs", "support-bundle",
     "schema", "seed", "export", "import", "bench", "search", "shards", "session", "user", "key",

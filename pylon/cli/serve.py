@@ -36,6 +36,7 @@ _POLL_S = 0.05
 def serve(
     loaded: Loaded, reread: Callable[[], Loaded] | None = None,
     be_template: Callable[[int, int], None] | None = None,
+    check_program: Callable[[], None] | None = None,
 ) -> int:
     """Run the supervisor in this process. Return its exit code.
 
@@ -43,25 +44,27 @@ def serve(
         reread: reads the settings again, for a reload.
         be_template: what a template process does that is forked from this process. None: the
             supervisor executes its template.
+        check_program: checks the program on disk before a restart.
 
     Raises:
         StartRefused: by the checks before the start, or by the supervisor.
     """
     if be_template is None:
-        return _serve(loaded, reread)
+        return _serve(loaded, reread, check_program)
     import supervisor.main  # noqa: F401  (the template has what was imported before the fork)
     from supervisor.template import fork_template
 
     import_backend(loaded.config)
     template = fork_template(be_template)
     try:
-        return _serve(loaded, reread, template)
+        return _serve(loaded, reread, check_program, template)
     finally:
         template.stop()
 
 
 def _serve(
-    loaded: Loaded, reread: Callable[[], Loaded] | None, template: Template | None = None
+    loaded: Loaded, reread: Callable[[], Loaded] | None,
+    check_program: Callable[[], None] | None, template: Template | None = None,
 ) -> int:
     load_checked(loaded)
     from supervisor.main import run
@@ -73,7 +76,7 @@ def _serve(
                 name="announce", daemon=True,
             ).start()
 
-    return run(loaded, template, reread, begin)
+    return run(loaded, template, reread, begin, check_program)
 
 
 def start_detached(loaded: Loaded, arguments: list[str]) -> int:

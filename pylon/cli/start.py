@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import click
 
 from pylon.cli.output import json_flag
+from pylon.cli.program_check import check_program
 from pylon.cli.settings import chosen_env_file, dev_flag, read_settings
 from pylon.config import Loaded
 from pylon.settings import ENV_FILE_NAME
@@ -50,7 +51,10 @@ def start(
         ctx.exit(start_detached(read(), _arguments(flags, dev=dev)))
     from pylon.cli.serve import serve
 
-    ctx.exit(serve(read(), read, be_template))
+    def check() -> None:
+        check_program(flags, env_file, dev=dev)
+
+    ctx.exit(serve(read(), read, be_template, check))
 
 
 def _arguments(flags: Mapping[str, str | None], *, dev: bool) -> list[str]:
