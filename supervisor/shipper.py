@@ -33,7 +33,7 @@ from pylon.archive.hook import HookEvent, call_hook
 from pylon.archive.interface import Archive
 from pylon.clock import Clock, RandomSource
 from pylon.disk_errors import describe_os_error
-from pylon.errors import PylonError
+from pylon.errors import PylonError, Unavailable
 from pylon.setting_values import KeepRules
 from pylon.storage.backups import BackupReport, LogCapture, SnapshotReport
 from pylon.storage.bundle.encrypted import Encryption, create_encrypted
@@ -44,7 +44,7 @@ from pylon.storage.shipping.retention import plan_prune
 from pylon.storage.shipping.spool import SpooledSegment
 
 _log = log.get_logger("shipper")
-_PERIOD_S: Final = 0.5
+_PERIOD_S: Final = 1.0
 _STOP_PATIENCE_S: Final = 5.0
 _LAST: Final = ("MANIFEST.json", "bundle.tar.age")  # the file that makes a bundle complete
 _HOUR_S: Final = 3_600
@@ -299,6 +299,8 @@ class Shipper:
     def _stop_if_ending(self, _remaining: int, _pages: int) -> None:
         if self._ending.is_set():
             raise InterruptedError("the server is stopping")
+        if self._capture.state.broken:  # the copy keeps the WAL from beginning anew
+            raise Unavailable("the chain of segments has ended meanwhile")
 
     def _read_facts(self) -> _SnapshotFacts | None:
         try:

@@ -361,3 +361,26 @@ def test_commit_of_another_program_gets_no_seq_below_its_own(live: ShippedDataba
     live.upload()
     assert live.restore(RestorePoint(seq=2))[1] == 2
     assert live.restore(RestorePoint(seq=3))[1] == 3
+
+
+def test_loss_of_power_begins_a_generation_and_a_clean_reboot_does_not(
+    live: ShippedDatabase,
+) -> None:
+    live.snapshot()
+    fill(live, 3)
+    live.stop()
+    live.boot_id = "two"
+    live.start()
+    fill(live, 3)
+    live.capture_now()
+    assert len({each.generation for each in live.capture.spool.list_segments()}) == 1
+    fill(live, 3)
+    live.crash()
+    live.boot_id = "three"
+    live.start()
+    live.snapshot()
+    live.capture_now()
+    live.upload()
+    assert len(read_catalogue(live.archive)) == 2
+    assert live.restore(RestorePoint())[1] == 9
+    assert live.restore(RestorePoint(seq=6))[1] == 6

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from pylon.storage.shipping.names import SnapshotName
-from pylon.storage.shipping.segment import Segment
-from pylon.storage.shipping.spool import Spool, SpoolState
+if TYPE_CHECKING:
+    from pylon.storage.shipping.names import SnapshotName
+    from pylon.storage.shipping.segment import Segment
+    from pylon.storage.shipping.spool import Spool, SpoolState
+
 
 Progress = Callable[[int, int], None]  # pages remaining, pages in all
 

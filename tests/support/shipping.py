@@ -43,10 +43,11 @@ class ShippedDatabase:
         self.archive: Archive = FolderArchive(folder / "archive")
         self.history: list[Committed] = []
         self.writer: apsw.Connection | None = None
+        self.boot_id = "one"
 
     def start(self) -> None:
         self.capture = SqliteCapture(
-            self.path, Spool(spool_folder(self.path)), self.clock, self.random, 5.0
+            self.path, Spool(spool_folder(self.path)), self.clock, self.random, 5.0, self.boot_id
         )
         self.turns = TurnLock()
         self.writer = apsw.Connection(os.fspath(self.path))

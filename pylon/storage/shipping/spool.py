@@ -33,8 +33,9 @@ class SpoolState(msgspec.Struct, frozen=True):
     `salts`: of this life, in hex; "" before its first frame. `check`: the checksum of the last
     captured frame, in hex. `seq`, `at_ms`: of the last captured commit. `is_complete`: all of this
     life was captured while nobody could write, so the next one may have begun. `closed`: a
-    fingerprint of the database file that a clean end has left; "" while the server runs. `broken`:
-    why the chain has ended; "" while it goes on.
+    fingerprint of the database file that a clean end has left; "" while the server runs. `boot_id`:
+    of the machine, "" if the kernel does not tell. `broken`: why the chain has ended; "" while it
+    goes on.
     """
 
     generation: str
@@ -48,6 +49,7 @@ class SpoolState(msgspec.Struct, frozen=True):
     at_ms: int = 0
     is_complete: bool = False
     closed: str = ""
+    boot_id: str = ""
     broken: str = ""
 
 

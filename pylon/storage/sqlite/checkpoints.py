@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import apsw
 
@@ -27,9 +27,12 @@ from pylon.clock import Clock
 from pylon.errors import StoreUnavailable
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.file_sync import sync_open_file
-from pylon.storage.sqlite.shipping.capture import SqliteCapture
 from pylon.storage.sqlite.turn_lock import TurnLock
 from pylon.storage.sqlite.wal_readers import find_readers
+
+# Loaded with a continuous backup only.
+if TYPE_CHECKING:
+    from pylon.storage.sqlite.shipping.capture import SqliteCapture
 
 _log = log.get_logger("checkpoints")
 _READERS_TIMEOUT_MS: Final = 1_000  # how long `flush_all` waits for readers

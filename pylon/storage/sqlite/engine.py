@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import apsw
 
@@ -29,9 +30,12 @@ from pylon.storage.sqlite.connect import open_writer
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.maintenance import SqliteMaintenance
 from pylon.storage.sqlite.schema.apply import prepare_store
-from pylon.storage.sqlite.shipping.capture import SqliteCapture
 from pylon.storage.sqlite.transaction import SqliteTransaction
 from pylon.storage.sqlite.turn_lock import TurnLock
+
+# Loaded with a continuous backup only.
+if TYPE_CHECKING:
+    from pylon.storage.sqlite.shipping.capture import SqliteCapture
 
 
 class SqliteEngine:

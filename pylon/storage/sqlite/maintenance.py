@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import apsw
 
@@ -42,9 +42,12 @@ from pylon.storage.sqlite.file_watch import FileWatch
 from pylon.storage.sqlite.instants import convert_step
 from pylon.storage.sqlite.schema.indexes import put_indexes
 from pylon.storage.sqlite.schema.search import renew
-from pylon.storage.sqlite.shipping.capture import SqliteCapture
 from pylon.storage.sqlite.turn_lock import TurnLock
 from pylon.storage.sqlite.wal_readers import find_readers
+
+# Loaded with a continuous backup only.
+if TYPE_CHECKING:
+    from pylon.storage.sqlite.shipping.capture import SqliteCapture
 
 T = TypeVar("T")
 

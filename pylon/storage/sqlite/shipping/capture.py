@@ -30,6 +30,7 @@ from pylon import limits, log, metrics
 from pylon.clock import Clock, RandomSource
 from pylon.disk_errors import describe_os_error
 from pylon.errors import BackupInvalid, StoreUnavailable
+from pylon.runtime.boot_id import read_boot_id
 from pylon.storage.backups import BackupReport, Progress, SnapshotReport
 from pylon.storage.bundle.contents import Facts
 from pylon.storage.bundle.create import create_bundle
@@ -76,12 +77,14 @@ class SqliteCapture:
     """See the module, and `pylon.storage.backups.LogCapture`."""
 
     def __init__(
-        self, path: Path, spool: Spool, clock: Clock, random: RandomSource, interval_s: float
+        self, path: Path, spool: Spool, clock: Clock, random: RandomSource, interval_s: float,
+        boot_id: str | None = None,
     ) -> None:
         """Make it before the first connection to the database: it looks at the file.
 
         Args:
             interval_s: between two rounds (PYLON_BACKUP_INTERVAL_S).
+            boot_id: names this boot of the machine; None asks the kernel.
         """
         self.spool = spool
         # Whoever takes the writer's turn as well takes this one first.
@@ -92,6 +95,7 @@ class SqliteCapture:
         self._clock = clock
         self._random = random
         self._interval_s = interval_s
+        self._boot_id = read_boot_id() if boot_id is None else boot_id
         self._state = spool.read_state() or SpoolState("")
         self._was_closed = self._state.closed == _fingerprint(path)
         self._connections: _Connections | None = None
@@ -265,6 +269,10 @@ class SqliteCapture:
             return "there was none"
         if state.broken:
             return state.broken
+        if not state.closed and (not self._boot_id or self._boot_id != state.boot_id):
+            # SQLite may have lost commits that are captured, and the state may be an older one.
+            return "the machine has restarted, and the last run had no clean end"
+        self._state = state = msgspec.structs.replace(state, boot_id=self._boot_id)
         if state.salts and header is not None:
             if header.salts == state.salts:
                 if self._count_frames() < state.frame:
@@ -290,7 +298,9 @@ class SqliteCapture:
             self._clock.wall_ns(), self._random.token_hex(4), before.generation
         )
         _log.info("generation.begun", generation=generation, before=before.generation, why=why)
-        self._state = SpoolState(generation, seq=before.seq, at_ms=before.at_ms)
+        self._state = SpoolState(
+            generation, seq=before.seq, at_ms=before.at_ms, boot_id=self._boot_id
+        )
         try:
             self.commits.begin()
         except OSError as ex:

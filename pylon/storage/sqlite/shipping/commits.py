@@ -91,7 +91,7 @@ class NotedCommits:
     def settle(self, head: int) -> None:
         """Give the newest commits their seq.
 
-        PERF: with the write to the file 3 us for a batch.
+        PERF: 5 us for a batch, with the write to the file.
         """
         settled = b""
         for commit in reversed(self._noted):
