@@ -384,3 +384,19 @@ def test_loss_of_power_begins_a_generation_and_a_clean_reboot_does_not(
     assert len(read_catalogue(live.archive)) == 2
     assert live.restore(RestorePoint())[1] == 9
     assert live.restore(RestorePoint(seq=6))[1] == 6
+
+
+def test_segments_that_a_loss_of_power_has_torn_are_dropped(live: ShippedDatabase) -> None:
+    live.snapshot()
+    for _ in range(3):
+        fill(live, 1)
+        live.capture_now()
+    waiting = live.capture.spool.list_segments()
+    live.crash()
+    waiting[-2].path.write_bytes(b"")
+    live.boot_id = "two"
+    live.start()
+    live.upload()
+    former = read_catalogue(live.archive)[0]
+    assert len(former.segments) == len(waiting) - 2
+    assert live.restore(RestorePoint())[1] == 1

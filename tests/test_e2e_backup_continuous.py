@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.support.load import Writer
 from tests.support.server import ADMIN_TOKEN, PylonServer
@@ -173,3 +175,41 @@ def test_restore_is_refused_while_the_server_runs_and_for_what_the_archive_lacks
     assert refused.returncode == 1
     assert "bytes, MANIFEST.json says" in refused.stderr
     assert shipped.db_path.read_bytes() == before
+
+
+def test_server_ships_to_a_bucket_and_is_restored_from_it(
+    make_server: Callable[..., PylonServer],
+) -> None:
+    bucket_server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    bucket_server.start()
+    host, port = bucket_server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    access = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **access)
+    client.create_bucket(Bucket="backups")
+    server = make_server(
+        PYLON_BACKUP_URL="s3://backups/app", PYLON_BACKUP_INTERVAL_S="1", AWS_REGION="us-east-1",
+        AWS_ENDPOINT_URL=endpoint, **{name.upper(): value for name, value in access.items()},
+    ).start()
+    try:
+        for n in range(5):
+            insert(server, n)
+
+        def keys() -> list[str]:
+            listed = client.list_objects_v2(Bucket="backups", Prefix="app/")
+            return [each["Key"] for each in listed.get("Contents", [])]
+
+        wait_until("a snapshot is in the bucket",
+                   lambda: any(key.endswith("/MANIFEST.json") for key in keys()))
+        for n in range(5, 9):
+            insert(server, n)
+        assert server.terminate() == 0  # the end uploads the rest
+        for path in server.db_path.parent.glob("app.db*"):
+            if path.is_file():
+                path.unlink()
+        assert restore(server)["seq"] == 9
+        server.start()
+        assert ns(server) == list(range(9))
+    finally:
+        server.close()
+        bucket_server.stop()

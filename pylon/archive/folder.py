@@ -19,6 +19,7 @@ from pylon.errors import ArchiveUnavailable
 
 _TEMPORARY: Final = ".tmp-"
 _FOLDER_MODE: Final = 0o700
+_PIECE_BYTES: Final = 8 * 1024 * 1024
 
 
 class FolderArchive:
@@ -34,12 +35,8 @@ class FolderArchive:
         copy = path.with_name(f"{_TEMPORARY}{SystemRandom().token_hex(4)}")
         try:
             path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-            fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                with os.fdopen(fd, "wb") as file, source.open("rb") as read:
-                    shutil.copyfileobj(read, file, 1024 * 1024)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _copy(source, copy)
                 copy.rename(path)
             except BaseException:
                 copy.unlink(missing_ok=True)
@@ -107,6 +104,19 @@ class FolderArchive:
         return ArchiveUnavailable(
             f"the backup folder {self._root} cannot be used: {describe_os_error(error)}"
         )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file and sync it: in pieces, so that few pages wait to be written. The kernel lets all
+    who write to a disk wait when they are too many."""
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb", buffering=0) as file, source.open("rb", buffering=0) as read:
+        while piece := read.read(_PIECE_BYTES):
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view):]
+            os.fdatasync(file.fileno())
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

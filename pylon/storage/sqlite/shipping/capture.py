@@ -270,7 +270,9 @@ class SqliteCapture:
         if state.broken:
             return state.broken
         if not state.closed and (not self._boot_id or self._boot_id != state.boot_id):
-            # SQLite may have lost commits that are captured, and the state may be an older one.
+            # SQLite may have lost commits that are captured, and the spool may be an older one.
+            dropped = self.spool.drop_torn()
+            _log.warning("capture.unclean", dropped_segments=dropped)
             return "the machine has restarted, and the last run had no clean end"
         self._state = state = msgspec.structs.replace(state, boot_id=self._boot_id)
         if state.salts and header is not None:

@@ -1,18 +1,19 @@
 """Noted commits: the time and the seq of each commit of the writer, until the capture takes them.
 
 SQLite calls `note` inside of COMMIT, with the last frame of the transaction. The engine calls
-`settle` after it and before any answer, with the head of the change log. `settle` also appends the
-commit to a file in the spool, without a sync: after kill -9 the next start reads it (`resume`). A
-commit without a seq is one whose batch has not returned.
+`settle` after it and before any answer, with the head of the change log. `settle` also puts the
+commit into a mapped file in the spool: after kill -9 the next start reads it (`resume`). A commit
+without a seq is one whose batch has not returned.
 
-Invariant: bounded by `limits.SHIPPED_COMMITS`; the oldest go first. The file begins anew with the
-WAL (`begin`). A commit that is not noted, because another program made it or the machine lost its
-power, gets the time of its capture. `note` and `settle` are called by whoever holds the writer's
-turn, `take` by the capture.
+Invariant: bounded by `limits.SHIPPED_COMMITS`; the oldest go first, and a full file takes no more.
+The file begins anew with the WAL (`begin`). A commit that is not noted, because another program
+made it or the machine lost its power, gets the time of its capture. `note` and `settle` are called
+by whoever holds the writer's turn, `take` by the capture.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections import deque
@@ -24,6 +25,9 @@ from pylon.clock import Clock
 from pylon.storage.shipping.segment import Commit
 
 _RECORD: Final = struct.Struct(">QQQ")  # frame, seq, Unix time in ms
+_END: Final = struct.Struct(">Q")  # no frame
+_NO_FRAME: Final = _END.pack(0)
+_FILE_BYTES: Final = limits.SHIPPED_COMMITS * _RECORD.size + _END.size
 
 
 class _Noted:
@@ -43,7 +47,8 @@ class NotedCommits:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._noted: deque[_Noted] = deque(maxlen=limits.SHIPPED_COMMITS)
-        self._file: int | None = None
+        self._file: mmap.mmap | None = None
+        self._end = 0  # of its records
 
     def open(self, path: Path) -> None:
         """Open the file of the spool.
@@ -51,37 +56,35 @@ class NotedCommits:
         Raises:
             OSError
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._file = os.open(path, flags, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, _FILE_BYTES)
+            self._file = mmap.mmap(fd, _FILE_BYTES)
+        finally:
+            os.close(fd)
 
     def resume(self) -> None:
-        """Read what the last run has noted and not captured.
-
-        Raises:
-            OSError
-        """
+        """Read what the last run has noted and not captured."""
         if self._file is None:
             return
-        data = os.pread(self._file, os.fstat(self._file).st_size, 0)
-        whole = len(data) - len(data) % _RECORD.size
-        noted = [
-            _Noted(frame, at_ms, seq) for frame, seq, at_ms in _RECORD.iter_unpack(data[:whole])
-        ]
+        noted = []
+        for frame, seq, at_ms in _RECORD.iter_unpack(self._file[: -_END.size]):
+            if not frame:
+                break
+            noted.append(_Noted(frame, at_ms, seq))
         self._noted.extendleft(reversed(noted))
+        self._end = len(noted) * _RECORD.size
 
     def begin(self) -> None:
-        """Begin the file anew. Everything noted so far is captured, or will never be.
-
-        Raises:
-            OSError
-        """
+        """Begin the file anew. Everything noted so far is captured, or will never be."""
+        self._end = 0
         if self._file is not None:
-            os.ftruncate(self._file, 0)
+            self._file[: _END.size] = _NO_FRAME
 
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._file is not None:
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     def note(self, frame: int) -> None:
@@ -89,23 +92,19 @@ class NotedCommits:
         self._noted.append(_Noted(frame, self._clock.wall_ns() // 1_000_000))
 
     def settle(self, head: int) -> None:
-        """Give the newest commits their seq.
-
-        PERF: 5 us for a batch, with the write to the file.
-        """
+        """Give the newest commits their seq."""
         settled = b""
         for commit in reversed(self._noted):
             if commit.seq >= 0:
                 break
             commit.seq = head
             settled = _RECORD.pack(commit.frame, head, commit.at_ms) + settled
-        if settled and self._file is not None:
-            try:
-                os.write(self._file, settled)
-            except OSError:
-                # Only times are lost, and only if the server is killed before the next capture,
-                # which reports the full disk.
-                return
+        end = self._end + len(settled)
+        if settled and self._file is not None and end + _END.size <= _FILE_BYTES:
+            # PERF: memory of the kernel, not a write: a write to a file that grows waits for the
+            # journal of the file system, which the syncs of segments keep busy.
+            self._file[self._end : end + _END.size] = settled + _NO_FRAME
+            self._end = end
 
     def settled_frame(self, frame: int, captured: int) -> int:
         """Return the last frame up to `frame` before which every commit is settled.
