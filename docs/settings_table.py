@@ -35,7 +35,7 @@ def with_table(readme: str) -> str:
 
 
 def changes() -> str:
-    """What a change of each setting needs, as Markdown."""
+    """Return as Markdown how a change of each setting takes effect."""
     lines = ["| a change of | needs |", "|---|---|"]
     lines += [f"| `{setting.env}` | {setting.change} |" for setting in SETTINGS]
     return "\n".join(lines) + "\n"

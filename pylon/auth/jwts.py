@@ -37,7 +37,7 @@ _GUEST: Final = "guest_"
 
 
 class JwtClaims(msgspec.Struct, frozen=True, array_like=True):
-    """What a JWT says, after all checks that need no store. Times are Unix seconds.
+    """The claims of a JWT, after all checks that need no store. Times are Unix seconds.
 
     `is_own`: this server has minted it, not the foreign issuer.
     """

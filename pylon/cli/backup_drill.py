@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class DrillReport:
-    """What a drill has found. `ok`: every step has passed."""
+    """The findings of a drill. `ok`: every step has passed."""
 
     source: str
     at: str

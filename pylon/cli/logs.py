@@ -45,7 +45,7 @@ _SHOWN_FIRST: Final = frozenset({"ts", "level", "event", "role", "worker", "part
 
 @dataclass(frozen=True, slots=True)
 class LogFilter:
-    """What a line must have to be shown."""
+    """The conditions that a line must fulfil to be shown."""
 
     level: str = "debug"
     role: str | None = None

@@ -105,7 +105,7 @@ def restore(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-    """What is restored: its name for people, its bundle in clear, and more of the result."""
+    """The source of a restore: its name for people, its bundle in clear, and more of the result."""
 
     name: str
     bundle: Path

@@ -17,7 +17,7 @@ _USER_ID_CHARS: Final = 200
 
 
 class MintJwtBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What the JWT may do, and for how long."""
+    """The rights and the life of the JWT to make."""
 
     scopes: Annotated[Any, Meta(
         description="As those of an API key; null: all that its user may do",
