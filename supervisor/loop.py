@@ -2,9 +2,9 @@
 
 Handlers of signals only put an event into the queue. SIGTERM and SIGINT begin the drain; a second
 one cuts it short. SIGHUP reloads (`supervisor.generations`).
-SIGCHLD makes the loop reap and restart children at once. Every two seconds, and when a state
-changes, the loop sends a `RolesReport` to all workers and the status to systemd. The report says
-for each role how many workers are ready.
+SIGCHLD makes the loop reap and restart children at once. Every two seconds, more often
+while workers start, and when a state changes, the loop sends a `RolesReport` to all workers and the
+status to systemd. The report says for each role how many workers are ready.
 
 Invariant: only the main thread handles events, starts children and reaps them. Called by
 `supervisor.main` and `supervisor.drain`.
@@ -41,6 +41,7 @@ _log = log.get_logger("supervisor")
 
 _WAIT_S: Final = 1.0  # the loop sleeps no longer than this; an event wakes it
 _REPORT_PERIOD_S: Final = 2.0  # `pylon.api.admin.readiness.REPORT_FRESH_S` is longer
+_UNSETTLED_PERIOD_S: Final = 0.2  # a worker that starts may miss the first reports: it connects
 _WATCHDOG_PERIOD_S: Final = 1.0
 _AWAY_S: Final = 1.0  # a connection that is made anew at once is no outage
 _EXTEND_S: Final = 15.0
@@ -82,9 +83,10 @@ class Loop:
 
     def pump(self, wait_s: float = _WAIT_S) -> None:
         """Wait for an event, `wait_s` at most. Handle all events, tend the children, report."""
+        now_s = self._parts.clock.monotonic_s()
         due_s = self._parts.children.next_due_s()
-        if due_s is not None:
-            wait_s = min(wait_s, max(0.0, due_s - self._parts.clock.monotonic_s()))
+        due_s = self._report_at_s if due_s is None else min(due_s, self._report_at_s)
+        wait_s = min(wait_s, max(0.0, due_s - now_s))
         try:
             event = self._parts.events.get(timeout=min(wait_s, _WAIT_S))
             while True:
@@ -122,7 +124,10 @@ class Loop:
         if progress == self._announced and now_s < self._report_at_s:
             return
         self._announced = progress
-        self._report_at_s = now_s + _REPORT_PERIOD_S
+        is_settled = parts.generations.phase is None and all(
+            view.ready >= view.wanted for view in views.values()
+        )
+        self._report_at_s = now_s + (_REPORT_PERIOD_S if is_settled else _UNSETTLED_PERIOD_S)
         self._log_rotation.look()
         self._were_ready |= {role for role, view in views.items() if view.ready >= view.wanted}
         states = {

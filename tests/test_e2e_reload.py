@@ -172,7 +172,8 @@ def test_a_slow_request_and_an_open_connection_outlive_the_new_workers(
     reloading = threading.Thread(target=lambda: answers.append(run(server, "reload")))
     reloading.start()
     wait_until("the old ones drain", lambda: server.status()["reload"] == "draining")
-    assert server.request("GET", "/readyz")[0] == 200  # by the new workers
+    # By the new workers, which wait for their first report.
+    wait_until("they are ready", lambda: server.request("GET", "/readyz")[0] == 200, 2.0)
     slow.sendall(body[5:])
     answer = b""
     while part := slow.recv(65_536):
