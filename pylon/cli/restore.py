@@ -81,7 +81,8 @@ def restore(
         raise BackupRefused("PYLON_IN_MEMORY is on: there is no file to restore to")
     place = str(db_path) if url is None else shown_url(url)
     is_archive = source is None or is_archive_url(source)
-    if source is None and (url is not None or config.backup_url is None):
+    names_nothing = source is None and at is None and seq is None
+    if names_nothing and (url is not None or config.backup_url is None):
         raise click.UsageError(
             "name a bundle (DIR); of SQLite an archive (URL), or set PYLON_BACKUP_URL"
         )
