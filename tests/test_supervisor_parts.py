@@ -126,7 +126,7 @@ try:
     print(*listeners.warnings, *port_warnings(loaded, ports), sep="\\n")
     from supervisor.main import _child_environ
     from pylon.storage.factory import open_store
-    child = _child_environ(loaded, {}, open_store(loaded.config), ports, None)
+    child = _child_environ(loaded, {}, open_store(loaded.config), ports, None, 1)
     assert all(child[PORT_BY_ROLE[role].setting] == str(port) for role, port in ports.items())
 except StartRefused as ex:
     print(ex.message)
