@@ -33,6 +33,7 @@ SECRETS = {
     "PYLON_EMAIL_API_KEY": "s3cretMailKey-0123456789",
     "PYLON_JWT_SECRET": "s3cretJwt-0123456789-0123456789-0123456789",
     "PYLON_JWT_SECRET_PREVIOUS": "s3cretJwtBefore-0123456789-0123456789-01",
+    "PYLON_OTEL_HEADERS": "authorization=Bearer s3cretCollector-0123456789",
 }
 IN_URLS = {
     "DATABASE_URL": "postgres://app:s3cretDatabase@db.example/app",
