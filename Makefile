@@ -5,7 +5,8 @@
 # make test        the whole suite; what is missing on the machine is skipped by name
 # make test-unmarked   the part of it that starts no processes, on every core
 # make test-processes  the rest of it, two modules at a time
-# make test-newest-postgres  the contract of a store and whole servers on the newest PostgreSQL here
+# make test-newest-postgres  the contract of a store and whole servers on the newest PostgreSQL here,
+#                  with a fifth of the random examples
 # make test-fast   the part of it that starts no processes, with a fifth of the random examples: < 1 min
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, mypy --strict, and bandit (.ci/bandit.yaml)
@@ -70,7 +71,7 @@ NEWEST := tests/storage_contract tests/test_e2e_sync.py tests/test_e2e_faults.py
   tests/test_e2e_promise_kills.py tests/test_e2e_documents.py tests/test_e2e_live.py
 
 test-newest-postgres: $(VENV)/installed-test
-	PYLON_TEST_POSTGRES=$(or $(PYLON_TEST_POSTGRES),18) \
+	TEST_EXAMPLES=few PYLON_TEST_POSTGRES=$(or $(PYLON_TEST_POSTGRES),18) \
 	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --store postgres $(NEWEST) tests/test_postgres_*.py
 
 test-fast: $(VENV)/installed-test
