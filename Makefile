@@ -4,7 +4,7 @@
 # make arena       the same with examples/arena, a game
 # make test        the whole suite; what is missing on the machine is skipped by name
 # make test-unmarked   the part of it that starts no processes, on every core
-# make test-processes  the rest of it, two modules at a time
+# make test-processes  the rest of it, three modules at a time: they wait more than they compute
 # make test-newest-postgres  the contract of a store and whole servers on the newest PostgreSQL here,
 #                  with a fifth of the random examples
 # make test-fast   the part of it that starts no processes, with a fifth of the random examples: < 1 min
@@ -65,7 +65,7 @@ test-unmarked: $(VENV)/installed-test
 	$(UNMARKED)
 
 test-processes: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "processes or slow"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "processes or slow"
 
 NEWEST := tests/storage_contract tests/test_e2e_sync.py tests/test_e2e_faults.py \
   tests/test_e2e_promise_kills.py tests/test_e2e_documents.py tests/test_e2e_live.py

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.stores
 
 
 def restart(server: PylonServer) -> dict[str, Any]:
-    done = server.ctl("restart", "--json", timeout_s=150)
+    done = server.ctl("restart", "--json", timeout_s=170)  # its own patience is 150
     assert done.returncode == 0, done.stderr + server.log()
     body: dict[str, Any] = json.loads(done.stdout)
     return body
