@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,9 +59,16 @@ def test_a_restart_under_load_fails_no_request_and_loses_no_event(server: PylonS
     assert server.terminate() == 0
 
 
+@pytest.fixture
+def private_folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets, wherever pytest has its own."""
+    with tempfile.TemporaryDirectory(prefix="pylon-test-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.sqlite
 def test_a_restart_takes_over_every_setting_and_refuses_what_cannot_be_used(
-    server: PylonServer,
+    server: PylonServer, private_folder: Path,
 ) -> None:
     assert server.terminate() == 0
     env_file = server.folder / "pylon.env"
@@ -72,7 +82,7 @@ def test_a_restart_takes_over_every_setting_and_refuses_what_cannot_be_used(
     assert refused.returncode == 78
     assert "PYLON_SOCKETS_PER_IP" in refused.stderr
     assert server.status()["generation"] == 1
-    other = server.folder / "run2"
+    other = private_folder / "run2"
     env_file.write_text(f"PYLON_RUNTIME_DIR={other}\n")
     assert server.ctl("reload").returncode == 78
     assert restart(server)["generation"] == 2

@@ -27,8 +27,9 @@ from pylon.private_folders import (
 )
 
 _PREFIX: Final = "pylon-"
-_PATH_BYTES_MAX: Final = 100  # sun_path holds 108; the longest name below needs a few
+_PATH_BYTES_MAX: Final = 107  # sun_path holds 108, with a zero at the end
 # One for each worker, or for each arbiter.
+_LONGEST_NAME: Final = "passing-shards-sibling-000"
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*", "arbiter-*")
 _SERVER_SOCKETS: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
@@ -170,7 +171,7 @@ def _configured_dir(config: Config, environ_dir: str | None) -> tuple[str | None
 
 
 def _refuse_long(path: Path) -> None:
-    longest = max(len(os.fsencode(path / name)) for name in _OWN_FILES)
+    longest = len(os.fsencode(path / _LONGEST_NAME))
     if longest > _PATH_BYTES_MAX:
         raise StartRefused(
             f"The runtime directory {path} makes socket paths of {longest} bytes; at most "
