@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -395,6 +397,20 @@ def test_runtime_dir_is_private_short_and_removed(tmp_path: Path) -> None:
     private.remove()
     asked = make_runtime_dir(load({}).config, str(tmp_path / "systemd"))
     assert asked.dir == tmp_path / "systemd"
+
+
+def test_the_longest_socket_fits_into_a_runtime_dir_that_is_not_refused() -> None:
+    name = "passing-shards-sibling-100"  # of workers.shards.server
+    with tempfile.TemporaryDirectory(prefix="pylon-test-") as folder:
+        for size_bytes in (107, 108):
+            path = Path(folder) / ("x" * (size_bytes - len(folder) - len(name) - 2))
+            config = load({"PYLON_RUNTIME_DIR": str(path)}).config
+            if size_bytes > 107:
+                with pytest.raises(StartRefused, match="shorter path"):
+                    make_runtime_dir(config)
+                continue
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind(str(make_runtime_dir(config).dir / name))
 
 
 def test_runtime_dir_refusals(tmp_path: Path) -> None:

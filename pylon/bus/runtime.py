@@ -154,13 +154,11 @@ def refuse_unfit_runtime_dir(config: Config, environ_dir: str | None = None) -> 
     """
     configured, setting = _configured_dir(config, environ_dir)
     path = Path(configured or Path(tempfile.gettempdir(), _PREFIX)).absolute()
-    _refuse_long(path)
-    if configured is None:
-        return
-    if os.path.lexists(path):
+    if configured is not None and os.path.lexists(path):
         _refuse_shared(path, setting)
-    elif (problem := folder_problem(path)) is not None:
+    elif configured is not None and (problem := folder_problem(path)) is not None:
         raise StartRefused(f"{setting} is {path}: {problem}")
+    _refuse_long(path)
 
 
 def _configured_dir(config: Config, environ_dir: str | None) -> tuple[str | None, str]:
