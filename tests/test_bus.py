@@ -400,7 +400,7 @@ def test_runtime_dir_is_private_short_and_removed(tmp_path: Path) -> None:
 
 
 def test_the_longest_socket_fits_into_a_runtime_dir_that_is_not_refused() -> None:
-    name = "passing-shards-sibling-100"  # of workers.shards.server
+    name = "passing-siblings-100"  # of workers.shards.server
     with tempfile.TemporaryDirectory(prefix="pylon-test-") as folder:
         for size_bytes in (107, 108):
             path = Path(folder) / ("x" * (size_bytes - len(folder) - len(name) - 2))

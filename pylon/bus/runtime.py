@@ -29,7 +29,7 @@ from pylon.private_folders import (
 _PREFIX: Final = "pylon-"
 _PATH_BYTES_MAX: Final = 107  # sun_path holds 108, with a zero at the end
 # One for each worker, or for each arbiter.
-_LONGEST_NAME: Final = "passing-shards-sibling-000"
+_LONGEST_NAME: Final = "passing-siblings-000"
 _OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*", "arbiter-*")
 _SERVER_SOCKETS: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",

@@ -46,7 +46,7 @@ from workers.sse.stream import EventStreamTransport
 from workers.ws import protocol
 from workers.ws.transport import WebSocketTransport
 
-SIBLINGS: Final = "shards-sibling"
+SIBLINGS: Final = "siblings"
 _LEASE_CHECK_S: Final = 0.25
 _RESUME_EVERY_S: Final = 5.0
 _log = log.get_logger("shards")
