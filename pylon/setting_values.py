@@ -284,8 +284,8 @@ def smtp_url(raw: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class KeepRules:
-    """What the archive of backups keeps: every moment of the last `days`, and snapshots of so many
-    days, weeks and months before."""
+    """The retention of the archive of backups: every moment of the last `days`, and snapshots of so
+    many days, weeks and months before."""
 
     days: int = 7
     daily: int = 14

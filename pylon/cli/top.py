@@ -45,7 +45,7 @@ _ERRORS_SHOWN: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the server said at one time."""
+    """The answers of the server at one time."""
 
     at_s: float  # monotonic
     status: Mapping[str, Any]

@@ -30,7 +30,7 @@ CADDYFILE: Final = "etc/caddy/Caddyfile"
 
 @dataclass(frozen=True, slots=True)
 class InstallOptions:
-    """What to install, and where."""
+    """The parts to install, and their places."""
 
     domain: str | None = None  # the name that clients use; only a new env file needs it
     origin: str | None = None  # of the web app; None: https://<domain>

@@ -16,7 +16,7 @@ RECORD: Final = "etc/pylon/installed.json"
 
 
 class InstallRecord(msgspec.Struct):
-    """What an installation has written: SHA-256 by path below the root."""
+    """The files that an installation has written: SHA-256 by path below the root."""
 
     user: str
     proxy: str

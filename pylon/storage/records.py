@@ -123,7 +123,7 @@ class StoreSizes(NamedTuple):
 
 
 class DatabaseFacts(NamedTuple):
-    """What a database server says of itself, and how it answers."""
+    """The settings of a database server, and how it answers."""
 
     settings: dict[str, str]
     connect_s: float

@@ -28,7 +28,7 @@ Key = tuple[str, ArchivedSnapshot]
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What goes. `snapshots`: their names, with the generation; `objects`: all to delete."""
+    """The objects to delete. `snapshots`: their names, with the generation; `objects`: all."""
 
     snapshots: tuple[str, ...]
     segments: int

@@ -44,7 +44,7 @@ class Commit(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SegmentHead(msgspec.Struct, frozen=True):
-    """What a segment has. `log_header` is the first 32 bytes of the log file, in hex."""
+    """The facts of a segment. `log_header` is the first 32 bytes of the log file, in hex."""
 
     generation: str
     number: int

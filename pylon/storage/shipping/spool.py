@@ -30,7 +30,7 @@ _FOLDER_MODE: Final = 0o700
 
 
 class SpoolState(msgspec.Struct, frozen=True):
-    """Where the capture stands: the last captured frame of the log, and how to recognise it.
+    """The state of the capture: the last captured frame of the log, and how to recognise it.
 
     `number`: of the next segment. `wal_number`: of the first segment of this life of the log.
     `salts`: of this life, in hex; "" before its first frame. `check`: the checksum of the last
