@@ -21,7 +21,7 @@ from enum import Enum
 
 
 class Phase(Enum):
-    """Where a rollout is."""
+    """The place of a rollout among its steps."""
 
     STARTING = "starting"
     DRAINING = "draining"
@@ -30,7 +30,7 @@ class Phase(Enum):
 
 
 class Action(Enum):
-    """What the caller of `advance` must do."""
+    """The next act of the caller of `advance`."""
 
     DRAIN_OLD = "drain the old processes"
     KILL_OLD = "kill the old processes that have not ended"

@@ -135,10 +135,11 @@ class Writer:
         self._stopping.set()
         # It may have seen that by itself, and ended; or its socket has vanished (`bus_watch`), and
         # it sees it when its wait is over.
-        with contextlib.suppress(WriterUnavailable, OSError):
-            local = LocalWriter(self._runtime)
+        with (
+            contextlib.suppress(WriterUnavailable, OSError),
+            contextlib.closing(LocalWriter(self._runtime)) as local,
+        ):
             local.wake()
-            local.close()
         self._thread.join()
 
     def refuse_writes(self, error: PylonError) -> None:
