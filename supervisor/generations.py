@@ -23,31 +23,33 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any
 
 from pylon import limits, log, metrics
 from pylon.config import Config, Loaded
 from pylon.errors import (
-    InvalidData,
     PylonError,
     ReloadBusy,
     ReloadRefused,
     StartRefused,
 )
 from pylon.manifest.model import Manifest
-from pylon.roles import ROLE_BY_NAME, ROLE_NAMES
-from pylon.settings import SETTINGS
+from pylon.roles import ROLE_NAMES
 from pylon.startup import find_problems, load_checked, read_manifest
 from supervisor.children import Children
 from supervisor.events import ChangeAsked, Events, Progress
 from supervisor.notify import Notifier
 from supervisor.rollout import Phase
-
-_SETTING_BY_NAME: Final = {setting.env: setting for setting in SETTINGS}
-_SETTING_BY_FIELD: Final = {setting.field: setting.env for setting in SETTINGS}
-_SHOWN_CHARS: Final = 80
+from supervisor.setting_changes import (
+    change_of,
+    changed_settings,
+    check_scale,
+    is_exclusive,
+    refuse_restart_settings,
+    with_workers,
+)
 
 _log = log.get_logger("generations")
 
@@ -219,7 +221,7 @@ class Generations:
         problems: list[StartRefused] = []
         try:
             read = lifetime.reread()
-            _refuse_restart_settings(changed_settings(lifetime.read, read), read)
+            refuse_restart_settings(changed_settings(lifetime.read, read), read)
             problems = list(find_problems(read, os.environ, _try_manifest(read.config)))
             manifest = load_checked(read)
         except ReloadRefused:
@@ -238,9 +240,9 @@ class Generations:
         was_on = {role: lifetime.loaded.config.workers_of(role) for role in ROLE_NAMES}
         needs_server = (
             manifest.text != self._manifest.text
-            or any(_change_of(name) == "server" for name in changed)
+            or any(change_of(name) == "server" for name in changed)
             or any(bool(on[role]) != bool(was_on[role]) for role in ROLE_NAMES)
-            or any(on[role] != was_on[role] for role in ROLE_NAMES if _is_exclusive(role))
+            or any(on[role] != was_on[role] for role in ROLE_NAMES if is_exclusive(role))
         )
         if needs_server and loaded.config.in_memory and not loaded.config.dev_mode:
             raise ReloadRefused("PYLON_IN_MEMORY is on, and this reload would lose the database: "
@@ -350,85 +352,6 @@ class Generations:
         metrics.RELOADS.labels("failed").inc()
         _log.error("reload.failed", error=why)
         change.progress.publish(step="failed", message=why, done=True, ok=False)
-
-
-def with_workers(loaded: Loaded, wanted: Mapping[str, int]) -> Loaded:
-    """Return the settings with other numbers of workers."""
-    fields: dict[str, Any] = {
-        ROLE_BY_NAME[role].workers_field: count for role, count in wanted.items()
-    }
-    raw = {_SETTING_BY_FIELD[name]: str(count) for name, count in fields.items()}
-    config: Config = replace(loaded.config, **fields)
-    return replace(loaded, config=config, raw={**loaded.raw, **raw})
-
-
-def check_scale(config: Config, wanted: Mapping[str, Any]) -> dict[str, int]:
-    """Return the numbers of workers by role.
-
-    Raises:
-        InvalidData: a role is unknown, is off, or cannot have so many workers.
-    """
-    if not wanted:
-        raise InvalidData("Name a role and its number of workers, for example http=4")
-    return {role: _check_count(config, role, count) for role, count in wanted.items()}
-
-
-def _check_count(config: Config, role: str, count: object) -> int:
-    scalable = [name for name in ROLE_NAMES if not _is_exclusive(name)]
-    if role not in ROLE_BY_NAME:
-        raise InvalidData(f"{role!r} is no role; expected {', '.join(scalable)}")
-    setting = _SETTING_BY_FIELD[ROLE_BY_NAME[role].workers_field]
-    if _is_exclusive(role):
-        raise InvalidData(
-            f"{role} cannot be scaled while the server runs, since its processes have their own "
-            f"state: set {setting} and run pylonctl restart"
-        )
-    if not config.workers_of(role):
-        raise InvalidData(f"{role} is switched off: set {setting} or PYLON_ROLES, and restart")
-    try:
-        parsed = _SETTING_BY_NAME[setting].parse(str(count))
-    except ValueError as ex:
-        raise InvalidData(f"{role}={count}: {ex}") from ex
-    if not isinstance(parsed, int) or parsed < 1:
-        raise InvalidData(
-            f"{role}=0 would switch the role off: set {setting}=0 and run pylonctl restart"
-        )
-    return parsed
-
-
-def changed_settings(before: Loaded, now: Loaded) -> list[str]:
-    """Return the names of the settings whose texts differ."""
-    names = dict.fromkeys((*before.raw, *now.raw))
-    return [name for name in names if before.raw.get(name) != now.raw.get(name)]
-
-
-def _refuse_restart_settings(changed: list[str], loaded: Loaded) -> None:
-    """
-    Raises:
-        ReloadRefused: a changed setting needs a restart. In dev mode none does.
-    """
-    if loaded.config.dev_mode:
-        return
-    for name in changed:
-        if _change_of(name) != "restart":
-            continue
-        setting = _SETTING_BY_NAME[name]
-        value = loaded.raw.get(name)
-        shown = "(hidden)" if setting.secret else "not set" if value is None else repr(value)
-        raise ReloadRefused(
-            f"{name} is now {shown[:_SHOWN_CHARS]}, which a reload cannot change: run pylonctl "
-            "restart, or take the change back",
-        )
-
-
-def _change_of(name: str) -> str:
-    """Return how a setting changes; those of families concern workers alone."""
-    setting = _SETTING_BY_NAME.get(name)
-    return "workers" if setting is None else setting.change
-
-
-def _is_exclusive(role: str) -> bool:
-    return ROLE_BY_NAME[role].is_exclusive
 
 
 def _try_manifest(config: Config) -> Manifest | StartRefused:

@@ -14,7 +14,7 @@ import pytest
 
 from pylon.config import load
 from pylon.errors import InvalidData, PylonError, ReloadBusy, ReloadRefused
-from supervisor.generations import changed_settings, check_scale, with_workers
+from supervisor.setting_changes import changed_settings, check_scale, with_workers
 from tests.support.supervised import MANIFEST, Maker, Supervised, supervised_maker
 from tests.support.wait import WAIT_S, wait_until
 
