@@ -1,4 +1,4 @@
-"""Children: starts the worker processes, watches them, and starts a successor when one dies.
+"""Children: starts the worker processes, and a successor when one dies.
 
 A role with an arbiter (HTTP, see `pylon.roles`) has one child: gunicorn's arbiter, which forks
 PYLON_HTTP_WORKERS workers itself. Each other role has as many children as workers. All workers of a
@@ -10,10 +10,8 @@ starts other children beside those of a role, or in their place, and ends the ol
 ones are ready (`supervisor.rollout`). Names are numbers; new children get numbers that no living
 one has, since files and metrics of the workers bear their names.
 
-A child dies or falls silent. The successor of a dead child starts after a random delay, whose bound
-doubles with each early death. A silent child gets SIGABRT, and SIGKILL after
-`limits.ABORT_GRACE_S`. The arbiter has a heartbeat file of its own, because its workers can
-send heartbeats while the arbiter hangs.
+The successor of a dead child starts after a random delay, whose bound doubles with each early
+death. `supervisor.child_watch` ends silent children.
 
 `reap` also reaps orphans of children, because the supervisor is their subreaper. It leaves
 processes alone that other threads started by `subprocess`; they have the supervisor's process
@@ -34,52 +32,21 @@ from pathlib import Path
 from typing import Final
 
 from pylon import limits, log, metrics
-from pylon.bus.file_beat import last_beat_s
 from pylon.bus.fork_requests import ForkRequest, pack_environ
 from pylon.bus.runtime import Runtime
 from pylon.clock import Clock, RandomSource
 from pylon.roles import ROLE_BY_NAME
+from supervisor.child_watch import ChildWatch
 from supervisor.heartbeats import Beat, Heartbeats
 from supervisor.notify import SYSTEMD_NAMES
 from supervisor.rollout import Action, Rollout, Sight
+from supervisor.slots import Slot, make_slots
 from supervisor.sockets import Listeners
 from supervisor.template import ForkFailed, Template, exit_text
 
 _log = log.get_logger("children")
 _EXIT_CONFIG: Final = 78  # of a worker that cannot start with its settings
 _FAILURES_OF_NEW: Final = 3  # deaths in a row after which a rollout fails
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The state of one child and its successors."""
-
-    role: str
-    worker: str  # of an arbiter: that of its first worker
-    is_arbiter: bool  # the child keeps the workers of its role itself
-    environ: bytes
-    workers: int = 1  # that the child stands for
-    is_new: bool = False  # of a rollout whose old children do not drain yet
-    is_retiring: bool = False  # it drains, and its slot ends with it
-    is_changing: bool = False  # it drains, and a successor with other settings starts then
-    pid: int | None = None  # of the child that lives
-    started_s: float = 0.0
-    start_at_s: float = 0.0  # when to start the next one
-    failures: int = 0  # processes in a row that ended early
-    unready: int = 0  # processes in a row that never became ready
-    was_ready: bool = False  # the present process was ready once
-    heard_s: float = 0.0  # the last heartbeat of the present process
-    aborted_at_s: float | None = None  # when it got SIGABRT because it was silent
-    is_refused: bool = False  # the last process ended because it cannot start at all
-
-    @property
-    def is_draining(self) -> bool:
-        return self.is_retiring or self.is_changing
-
-    @property
-    def names(self) -> list[str]:
-        """Return the names of the workers."""
-        return [str(int(self.worker) + index) for index in range(self.workers)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +82,17 @@ class Children:
         self._clock = clock
         self._random = random
         self._retired: set[int] = set()  # pids that `retire` has sent SIGTERM
-        self._aborted_workers: dict[int, float] = {}  # silent gunicorn workers: when aborted
+        self._watch = ChildWatch(runtime, heartbeats)
         self.draining = False
         self.on_ended: Callable[[int], None] = _ignore  # called with the pid of each ended child
         self.restarts = 0
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         packed = _pack(environ)
         for role, count in self._wanted.items():
-            self._slots += self._make_slots(role, count, packed)
+            self._slots += make_slots(self._slots, role, count, packed)
         self.rollout: Rollout | None = None  # the present one, or the last one
         self._next_wanted: dict[str, int] = {}  # when its new children are ready
-        self._changing: list[tuple[_Slot, bytes]] = []  # exclusive children, their next settings
+        self._changing: list[tuple[Slot, bytes]] = []  # exclusive children, their next settings
 
     def list_arbiters(self) -> list[tuple[str, int]]:
         """Return role and pid of each living arbiter, which sends no metrics. Any thread may call
@@ -160,7 +127,7 @@ class Children:
             if ROLE_BY_NAME[role].is_exclusive:
                 self._changing += [(slot, packed) for slot in self._slots if slot.role == role]
                 continue
-            added = self._make_slots(role, count, packed)
+            added = make_slots(self._slots, role, count, packed)
             for slot in added:
                 slot.is_new = True
             self._slots += added
@@ -170,16 +137,6 @@ class Children:
     def is_rolling(self) -> bool:
         """Return whether a rollout is under way."""
         return self.rollout is not None and not self.rollout.has_ended
-
-    def _make_slots(self, role: str, count: int, environ: bytes) -> list[_Slot]:
-        """Return slots for `count` workers, with the first names that no other slot has."""
-        used = {int(n) for slot in self._slots if slot.role == role for n in slot.names}
-        first = 1
-        while not used.isdisjoint(range(first, first + count)):
-            first += 1
-        if ROLE_BY_NAME[role].is_arbiter:
-            return [_Slot(role, str(first), True, environ, count)]
-        return [_Slot(role, str(first + index), False, environ) for index in range(count)]
 
     def _advance_rollout(self, now_s: float) -> None:
         rollout = self.rollout
@@ -207,13 +164,13 @@ class Children:
             self._kill_slots(new)
             self._slots = [slot for slot in self._slots if not slot.is_new]
 
-    def _is_ready(self, slot: _Slot) -> bool:
+    def _is_ready(self, slot: Slot) -> bool:
         """Return whether all workers of a slot are ready."""
         ready = set(self._heartbeats.ready_pids(slot.role))
-        pids = {beat.pid for beat in self._list_beats(slot) if beat.at_s >= slot.started_s}
+        pids = {beat.pid for beat in self._watch.list_beats(slot) if beat.at_s >= slot.started_s}
         return slot.pid is not None and len(pids & ready) >= slot.workers
 
-    def _drain_old(self, new: list[_Slot], roles: list[str]) -> None:
+    def _drain_old(self, new: list[Slot], roles: list[str]) -> None:
         self._wanted.update(self._next_wanted)
         exclusive = [slot for slot, _ in self._changing]
         for slot, environ in self._changing:
@@ -242,7 +199,7 @@ class Children:
             self._advance_rollout(now_s)
         for slot in self._slots:
             if slot.pid is not None:
-                self._watch(slot, slot.pid, now_s)
+                self._watch.check(slot, slot.pid, now_s, is_draining=self.draining)
             elif not self.draining and now_s >= slot.start_at_s and self._template.is_ready():
                 self._start(slot)
         if self._template.pid is None and not self.draining and now_s >= self._template.start_at_s:
@@ -278,7 +235,7 @@ class Children:
         due = [slot.start_at_s for slot in self._slots if slot.pid is None]
         return min(due) if due and self._template.is_ready() else None
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: Slot) -> None:
         child = f"{slot.role}/{slot.worker}"
         slot.started_s = self._clock.monotonic_s()
         slot.was_ready = False
@@ -298,67 +255,11 @@ class Children:
             return
         _log.info("child.started", child=child, pid=slot.pid)
 
-    def _delay_s(self, slot: _Slot) -> float:
+    def _delay_s(self, slot: Slot) -> float:
         longest_s = min(
             limits.RESTART_DELAY_MAX_S, limits.RESTART_DELAY_FIRST_S * 2.0 ** (slot.failures - 1)
         )
         return self._random.uniform(0.0, longest_s)
-
-    def _watch(self, slot: _Slot, pid: int, now_s: float) -> None:
-        beats = [beat for beat in self._list_beats(slot) if beat.at_s >= slot.started_s]
-        if any(beat.ready for beat in beats):
-            slot.was_ready = True
-            slot.unready = 0
-        if now_s - slot.started_s >= limits.RESTART_RESET_S:
-            slot.failures = 0
-        slot.heard_s = max([slot.heard_s, slot.started_s, *(beat.at_s for beat in beats)])
-        silent_s = now_s - slot.heard_s
-        # Without a heartbeat it boots, or is an arbiter all of whose workers have died.
-        patience_s = limits.HEARTBEAT_LOST_S if beats else limits.WORKER_BOOT_S
-        if slot.aborted_at_s is not None:
-            if now_s - slot.aborted_at_s >= limits.ABORT_GRACE_S:
-                os.kill(pid, signal.SIGKILL)
-        elif self.draining or slot.is_draining:
-            return  # the drain has its own deadlines, and ended workers are silent
-        elif silent_s >= patience_s or self._is_arbiter_silent(slot, now_s):
-            _log.error("child.silent", child=f"{slot.role}/{slot.worker}",
-                       pid=pid, silent_s=round(silent_s, 1))
-            slot.aborted_at_s = now_s
-            os.kill(pid, signal.SIGABRT)
-        elif slot.is_arbiter:
-            self._watch_gunicorn_workers(slot.role, pid, now_s)
-
-    def _list_beats(self, slot: _Slot) -> list[Beat]:
-        """Return the newest heartbeats of a child, or of all workers of an arbiter."""
-        return [beat for beat in self._heartbeats.list_beats(slot.role)
-                if beat.worker in slot.names]
-
-    def _is_arbiter_silent(self, slot: _Slot, now_s: float) -> bool:
-        """Return whether the child is an arbiter that hangs.
-
-        Its workers continue to serve then, but nobody replaces one that dies.
-        """
-        if not slot.is_arbiter:
-            return False
-        beat_s = last_beat_s(self._runtime.arbiter(slot.worker))
-        if beat_s is None or beat_s < slot.started_s:
-            return False  # it boots
-        return now_s - beat_s >= limits.HEARTBEAT_LOST_S
-
-    def _watch_gunicorn_workers(self, role: str, arbiter_pid: int, now_s: float) -> None:
-        """Abort silent workers of the arbiter, which then replaces them."""
-        for beat in self._heartbeats.list_beats(role):
-            silent = now_s - beat.at_s >= limits.HEARTBEAT_LOST_S
-            if not silent or _parent_of(beat.pid) != arbiter_pid:
-                continue
-            aborted_s = self._aborted_workers.get(beat.pid)
-            if aborted_s is None:
-                _log.error("child.silent", child=f"{role}/{beat.worker}", pid=beat.pid)
-                metrics.WORKER_RESTARTS.labels(role, "silent").inc()
-                self._aborted_workers[beat.pid] = now_s
-                os.kill(beat.pid, signal.SIGABRT)
-            elif now_s - aborted_s >= limits.ABORT_GRACE_S:
-                os.kill(beat.pid, signal.SIGKILL)
 
     def retire(self, pid: int) -> None:
         """End a worker as a drain does; its successor starts at once. `memory` is the reason."""
@@ -366,15 +267,15 @@ class Children:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
 
-    def _ended(self, slot: _Slot, pid: int, code: int) -> None:
+    def _ended(self, slot: Slot, pid: int, code: int) -> None:
         slot.pid = None
         self.on_ended(pid)
         now_s = self._clock.monotonic_s()
         up_s = now_s - slot.started_s
-        for beat in self._list_beats(slot):
+        for beat in self._watch.list_beats(slot):
             self._heartbeats.forget(beat.role, beat.worker)
         if slot.is_arbiter:
-            self._aborted_workers.clear()
+            self._watch.forget_workers()
         facts = {"child": f"{slot.role}/{slot.worker}", "pid": pid, "exit": exit_text(code),
                  "up_s": round(up_s, 1)}
         if self.draining or slot.is_draining:
@@ -414,7 +315,7 @@ class Children:
         self.reap()
         living = {pid for _, pid in self.list_arbiters()}
         for beat in dead:
-            was_silent = self._aborted_workers.pop(beat.pid, None) is not None
+            was_silent = self._watch.forget_worker(beat.pid)
             has_arbiter = ROLE_BY_NAME[beat.role].is_arbiter
             if not has_arbiter or self.draining or not living or beat.pid in living:
                 continue
@@ -463,7 +364,7 @@ class Children:
         """
         return self._kill_slots([slot for slot in self._slots if slot.role in roles])
 
-    def _kill_slots(self, slots: list[_Slot]) -> int:
+    def _kill_slots(self, slots: list[Slot]) -> int:
         victims = [slot for slot in slots if slot.pid is not None]
         pids = [slot.pid for slot in victims if slot.pid is not None]
         for pid in pids:
@@ -499,12 +400,3 @@ def _pack(environ: Mapping[str, str]) -> bytes:
 
 def _ignore(pid: int) -> None:
     return
-
-
-def _parent_of(pid: int) -> int | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(stat.rpartition(")")[2].split()[1])
-
