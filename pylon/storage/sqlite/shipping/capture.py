@@ -1,9 +1,10 @@
 """Capture: copies the frames of the WAL into the spool before SQLite can overwrite them.
 
 SQLite begins the WAL anew once all of it is written back and nobody reads it. The capture holds a
-read transaction, so that does not happen unseen. A round (`capture`) begins a second transaction,
-copies the frames since the last round, and ends the first one. To let the WAL begin anew the
-flusher pauses the writer and calls `release`, which copies the rest. `hold` goes on after it.
+read transaction (`wal_readers`), so that does not happen unseen. A round begins a second
+transaction, copies the frames since the last round, and ends the first one. To let the WAL begin
+anew the flusher pauses the writer and calls `release`, which copies the rest. `hold` goes on after
+it.
 
 Invariants: a frame that SQLite overwrites, or that only the database has, is in the spool. At the
 first sign that this was not so (the salts of the WAL, the checksum of the last captured frame, the
@@ -17,9 +18,7 @@ Called by `checkpoints` in the flusher's thread, and by `supervisor.shipper`, un
 
 from __future__ import annotations
 
-import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +50,7 @@ from pylon.storage.sqlite.shipping.wal_file import (
     read_header,
     wal_path,
 )
+from pylon.storage.sqlite.shipping.wal_readers import WalReaders, begin_reading, connect_reader
 from pylon.storage.sqlite.turn_lock import TurnLock
 
 _log = log.get_logger("capture")
@@ -59,18 +59,6 @@ _TABLES: Final = "SELECT name FROM sqlite_schema WHERE type = 'table'"
 _TURN_S: Final = 30.0
 _SNAPSHOT_ATTEMPTS: Final = 5
 _FAILURE_LOGGED_EVERY_S: Final = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Connections:
-    """Two readers, of which one holds the WAL, and one that measures it."""
-
-    readers: tuple[apsw.Connection, apsw.Connection]
-    probe: apsw.Connection
-
-    def close(self) -> None:
-        for conn in (*self.readers, self.probe):
-            conn.close()
 
 
 class SqliteCapture:
@@ -98,9 +86,8 @@ class SqliteCapture:
         self._boot_id = read_boot_id() if boot_id is None else boot_id
         self._state = spool.read_state() or SpoolState("")
         self._was_closed = self._state.closed == _fingerprint(path)
-        self._connections: _Connections | None = None
+        self._readers: WalReaders | None = None
         self._turns: TurnLock | None = None
-        self._held: apsw.Connection | None = None
         self._captured_s = self._complete_s = clock.monotonic_s()
         self._failure_logged_s = float("-inf")
 
@@ -126,19 +113,18 @@ class SqliteCapture:
         """
         self.spool.make()
         self._turns = turns
-        readers = (self._connect(), self._connect())
-        self._connections = _Connections(readers, self._connect())
+        self._readers = readers = WalReaders(self._path)
         writer.set_wal_hook(self._note_commit)
         with self.lock:
-            why = self._find_gap()
+            why = self._find_gap(readers)
             self.commits.open(self.spool.folder / _COMMITS)
             if why is None:
                 if not self._was_closed:
                     self.commits.resume()
-                self._hold()
+                readers.hold()
                 self._attempt()
             else:
-                self._begin_generation(why)
+                self._begin_generation(readers, why)
 
     def close(self) -> None:
         """End, after the last connection of the server to the database has been closed."""
@@ -151,19 +137,18 @@ class SqliteCapture:
     def disconnect(self) -> None:
         """Close the connections. The next start finds out what was not captured. Idempotent."""
         with self.lock:
-            self._held = None
             self.commits.close()
-            if self._connections is not None:
-                self._connections.close()
-                self._connections = None
+            if self._readers is not None:
+                self._readers.close()
+                self._readers = None
 
     def begin_generation(self, why: str) -> None:
         """End the chain of segments, and begin another one, which needs a snapshot."""
         if self._turns is None:
             return
         with self.lock, self._turns.behind(_TURN_S):
-            if self._connections is not None:
-                self._begin_generation(why)
+            if self._readers is not None:
+                self._begin_generation(self._readers, why)
 
     # --- Rounds --------------------------------------------------------------------------------
 
@@ -179,14 +164,15 @@ class SqliteCapture:
                 self._captured_s = now_s
                 self._attempt()
             most_bytes = max(limits.BACKUP_WAL_BYTES, _size_bytes(self._path))
-            if self._held is not None and wal_bytes > most_bytes:
+            is_holding = self._readers is not None and self._readers.is_holding
+            if is_holding and wal_bytes > most_bytes:
                 self._break(f"the WAL has grown to {wal_bytes} bytes, and could not be captured")
 
     def release(self) -> bool:
         """Capture the rest, and let the WAL begin anew. The caller has paused the writer, and calls
         `hold` before it goes on. Return whether that worked."""
         with self.lock:
-            if self._connections is None or self._state.broken:
+            if self._readers is None or self._state.broken:
                 return True
             if not self._attempt():
                 return False
@@ -197,14 +183,14 @@ class SqliteCapture:
                 except OSError as ex:
                     self._note_failure(describe_os_error(ex))
                     return False
-            self._end_hold()
+            self._readers.release()
             return True
 
     def hold(self) -> None:
         """Hold the WAL again, after `release`."""
         with self.lock:
-            if self._connections is not None and not self._state.broken and self._held is None:
-                self._hold()
+            if self._readers is not None and not self._state.broken:
+                self._readers.hold()
 
     def snapshot(
         self, target: Path, manifest: Path | None, key_file: Path | None,
@@ -214,7 +200,7 @@ class SqliteCapture:
         if self._turns is None:
             raise BackupInvalid("the capture has not begun")
         self.capture_if_due(0, is_urgent=True)
-        source = self._connect()
+        source = connect_reader(self._path)
         try:
             state = self._begin_snapshot(source, self._turns)
             at_ms = self._clock.wall_ns() // 1_000_000
@@ -231,14 +217,14 @@ class SqliteCapture:
         everything up to it is captured."""
         for _ in range(_SNAPSHOT_ATTEMPTS):
             with self.lock:
-                if self._state.broken or self._connections is None:
+                if self._state.broken or self._readers is None:
                     raise BackupInvalid(f"the chain has ended: {self._state.broken}")
                 self._attempt()
                 # PERF: only reads while the writer pauses. A capture there, which syncs a file, let
                 # writes wait 87 ms on a busy disk.
                 with turns.behind(_TURN_S):
-                    self._read(source)
-                    frames = self._count_frames()
+                    begin_reading(source)
+                    frames = self._readers.count_frames()
                     header = read_header(self._wal) if frames else None
                 state = self._state
                 if header is None:
@@ -254,15 +240,7 @@ class SqliteCapture:
         self.commits.note(frames)
         return apsw.SQLITE_OK
 
-    def _connect(self) -> apsw.Connection:
-        conn = apsw.Connection(os.fspath(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
-        conn.set_busy_timeout(5_000)
-        conn.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
-        conn.execute("PRAGMA cache_size = -256").fetchall()
-        conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        return conn
-
-    def _find_gap(self) -> str | None:
+    def _find_gap(self, readers: WalReaders) -> str | None:
         """Return why the last run's generation cannot go on; None: it can."""
         state, header = self._state, read_header(self._wal)
         if not state.generation:
@@ -277,7 +255,7 @@ class SqliteCapture:
         self._state = state = msgspec.structs.replace(state, boot_id=self._boot_id)
         if state.salts and header is not None:
             if header.salts == state.salts:
-                if self._count_frames() < state.frame:
+                if readers.count_frames() < state.frame:
                     return "the WAL is shorter than what was captured: commits were lost"
                 if state.frame and read_check(self._wal, header, state.frame) != state.check:
                     return "the WAL has other frames than were captured"
@@ -293,7 +271,7 @@ class SqliteCapture:
             return None
         return "the database was changed while the server did not run, or its end was not clean"
 
-    def _begin_generation(self, why: str) -> None:
+    def _begin_generation(self, readers: WalReaders, why: str) -> None:
         """Begin a generation while nobody writes."""
         before = self._state
         generation = make_generation(
@@ -308,18 +286,18 @@ class SqliteCapture:
         except OSError as ex:
             self._note_failure(describe_os_error(ex, self.spool.folder))
         metrics.SHIPPING_GENERATIONS.inc()
-        self._hold()
+        readers.hold()
         if self._attempt() and self._state.salts:
             # Where all of the WAL is written back already, the next commit begins it anew.
             self._state = msgspec.structs.replace(self._state, is_complete=True)
 
     def _attempt(self) -> bool:
         """Capture what is new. Return whether the spool has all of it now. A failure is logged."""
-        if self._connections is None or self._state.broken:
+        if self._readers is None or self._state.broken:
             return False
         now_s = self._clock.monotonic_s()
         try:
-            done = self._capture(self._connections)
+            done = self._capture(self._readers)
         except OSError as ex:
             self._note_failure(describe_os_error(ex, self.spool.folder))
             return False
@@ -330,15 +308,15 @@ class SqliteCapture:
             self._complete_s = now_s
         return done
 
-    def _capture(self, connections: _Connections) -> bool:
-        reader = connections.readers[self._held is connections.readers[0]]
-        self._read(reader)
+    def _capture(self, readers: WalReaders) -> bool:
+        reader = readers.begin()
         keeps = False
         try:
-            frames = self._count_frames()
+            frames = readers.count_frames()
             header = read_header(self._wal) if frames else None
             if header is not None and not self._adopt(header, frames):
                 return False
+            done = True
             if header is not None and frames > self._state.frame:
                 before = self._state.frame
                 last = self.commits.settled_frame(frames, before)
@@ -346,17 +324,10 @@ class SqliteCapture:
                 if self._state.broken:
                     return False
                 keeps, done = last > before, last == frames
-            else:
-                done = True
-            keeps = keeps or self._held is None
-            if keeps:
-                held, self._held = self._held, reader
-                if held is not None:
-                    held.execute("ROLLBACK")
+            keeps = keeps or not readers.is_holding
             return done
         finally:
-            if not keeps and reader.in_transaction:
-                reader.execute("ROLLBACK")
+            readers.end(reader, keeps=keeps)
 
     def _adopt(self, header: WalHeader, frames: int) -> bool:
         """Recognise the life of the WAL. Return False if the chain has ended."""
@@ -423,35 +394,13 @@ class SqliteCapture:
         except OSError:
             return now_ms
 
-    def _count_frames(self) -> int:
-        if self._connections is None:
-            return 0
-        try:
-            frames, _ = self._connections.probe.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
-        except apsw.BusyError as ex:
-            raise StoreUnavailable("The WAL cannot be measured now") from ex
-        return max(0, frames)
-
-    def _hold(self) -> None:
-        if self._connections is not None and self._held is None:
-            self._held = self._connections.readers[0]
-            self._read(self._held)
-
-    def _end_hold(self) -> None:
-        if self._held is not None:
-            self._held.execute("ROLLBACK")
-            self._held = None
-
-    def _read(self, conn: apsw.Connection) -> None:
-        conn.execute("BEGIN")
-        conn.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-
     def _break(self, why: str) -> None:
         """End the chain: hold nothing back any more."""
         _log.error("generation.broken", generation=self._state.generation, why=why,
                    hint="a new one begins as soon as the archive answers; between both no commit "
                    "can be restored")
-        self._end_hold()
+        if self._readers is not None:
+            self._readers.release()
         self.commits.clear()
         metrics.SHIPPING_FAILURES.labels("chain").inc()
         self._state = msgspec.structs.replace(self._state, broken=why)
