@@ -1,6 +1,6 @@
 """Round trips of batches on PostgreSQL, and the time for which they keep the writers' lock.
 
-    python bench/batch_trips.py --url postgresql://… [--repeats 30]
+    python bench/batch_trips.py [--url postgresql://…] [--repeats 30]
 
 Each line is one kind of batch: updates whose rules ask other rows by `exists(...)`, and a delete
 that takes rows along. It counts the flushes of the writer's connection, those within a transaction
@@ -12,7 +12,6 @@ made in a schema of their own, which is dropped at the end.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -20,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import database
+
 from pylon.auth_context import ADMIN, AuthContext
 from pylon.clock import SystemClock
 from pylon.manifest.model import Entity, Field, FieldType, Index, Manifest, Policy
@@ -109,14 +108,16 @@ def _update(number: int, user: int, body: str) -> UpdateRow:
 def main() -> int:
     """Run all kinds of batches, and print the medians; exit code 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--url", required=True, help="of a server; a schema is made in it")
+    database.add_url(parser)
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
-    schema = f"trips_{os.getpid()}"
-    with psycopg.connect(args.url, autocommit=True) as conn:
-        conn.execute(f"CREATE SCHEMA {schema}")
-    own = f"{args.url}{'&' if '?' in args.url else '?'}options=-csearch_path%3D{schema}"
-    backend = PostgresBackend(own, application="bench", is_dev=True)
+    with database.database(args.url) as url:
+        _measure(url, args.repeats)
+    return 0
+
+
+def _measure(url: str, repeats: int) -> None:
+    backend = PostgresBackend(url, application="bench", is_dev=True)
     engine = backend.open_writer(_MANIFEST, compile_rules(_MANIFEST), SystemClock())
     counts = _Counts()
 
@@ -146,7 +147,7 @@ def main() -> int:
         counts.watch()
         for name, make in kinds.items():
             rounds = []
-            for repeat in range(args.repeats + 1):
+            for repeat in range(repeats + 1):
                 ops = make(repeat)
                 counts.clear()
                 began_s, cpu_s = time.perf_counter(), time.process_time()
@@ -161,9 +162,6 @@ def main() -> int:
                   f"ms  batch {took_ms:6.2f} ms  {cpu_ms:6.2f} ms of CPU here", flush=True)
     finally:
         engine.close()
-        with psycopg.connect(args.url, autocommit=True) as conn:
-            conn.execute(f"DROP SCHEMA {schema} CASCADE")
-    return 0
 
 
 if __name__ == "__main__":

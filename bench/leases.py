@@ -1,6 +1,6 @@
 """Leases of shards on PostgreSQL: what a heartbeat, a claim and a fenced save cost.
 
-    python bench/leases.py --url postgresql://… [--shards 20000] [--repeats 5]
+    python bench/leases.py [--url postgresql://…] [--shards 20000] [--repeats 5]
 
 One node has claimed `--shards` rows of 500 bytes. A heartbeat renews the lease in the row of the
 node. The other way, the end of the lease in the row of each shard, is measured beside it: one
@@ -12,7 +12,6 @@ in a schema of their own, which the program drops at the end.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -24,6 +23,8 @@ from typing import Final
 import psycopg
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import database
+
 from pylon.bench import rows
 from pylon.clock import SystemClock
 from pylon.policy.rules import compile_rules
@@ -44,19 +45,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", required=True)
+    database.add_url(parser)
     parser.add_argument("--shards", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    schema = f"bench_{os.getpid()}"
-    with psycopg.connect(args.url, autocommit=True) as conn:
-        conn.execute(f"CREATE SCHEMA {schema}")
-        try:
-            conn.execute(f"SET search_path = {schema}")
-            own = f"{args.url}{'&' if '?' in args.url else '?'}options=-csearch_path%3D{schema}"
-            _measure(own, conn, args.shards, args.repeats)
-        finally:
-            conn.execute(f"DROP SCHEMA {schema} CASCADE")
+    with (
+        database.database(args.url) as url, psycopg.connect(url, autocommit=True) as conn,
+    ):
+        _measure(url, conn, args.shards, args.repeats)
     return 0
 
 

@@ -1,11 +1,11 @@
 """Two nodes on one PostgreSQL database: how long a change takes to a client on the other node.
 
-    python bench/nodes.py --url postgresql://… [--writes 1000] [--rate 50]
+    python bench/nodes.py [--url postgresql://…] [--writes 1000] [--rate 50]
 
-The database of the URL must be empty. A client inserts rows on one node at a fixed rate. Another
-one listens on a WebSocket of the same node, a third on one of the other node. The figures are
-milliseconds: from the request to its answer, from the request to each client, and from the answer
-to the client on the other node. Writes `nodes.json` into --out.
+A client inserts rows on one node at a fixed rate. Another one listens on a WebSocket of the same
+node, a third on one of the other node. The figures are milliseconds: from the request to its
+answer, from the request to each client, and from the answer to the client on the other node.
+Writes `nodes.json` into --out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import database
 import machine
 import server as srv
 
@@ -56,13 +57,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", required=True)
+    database.add_url(parser)
     parser.add_argument("--writes", type=int, default=1_000)
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--out", type=Path, default=Path("bench/results/local"))
     args = parser.parse_args()
+    with database.database(args.url) as url:
+        return _measure(url, args)
+
+
+def _measure(url: str, args: argparse.Namespace) -> int:
     settings = {
-        "DATABASE_URL": args.url, "PYLON_HTTP_WORKERS": "1", "PYLON_SSE_WORKERS": "0",
+        "DATABASE_URL": url, "PYLON_HTTP_WORKERS": "1", "PYLON_SSE_WORKERS": "0",
         "PYLON_SHARD_WORKERS": "0",
     }
     with srv.served(**settings) as one, srv.served(**settings) as other:

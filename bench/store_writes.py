@@ -1,22 +1,21 @@
 """Inserts by the engines of both stores, without HTTP, beside a bare loop of libpq.
 
-    python bench/store_writes.py --url postgresql://… [--batches 1 10 64 100] [--rows 3000]
+    python bench/store_writes.py [--url postgresql://…] [--batches 1 10 64 100] [--rows 3000]
                                  [--repeats 5] [--folder DIR]
 
 Each round inserts `--rows` rows in batches of one size: by the engine on PostgreSQL, by a loop over
 libpq that sends the statements of such a batch one for each row (BEGIN, the lock, the seqs, a row
 and an event each, NOTIFY, COMMIT, in one flush), and by the engine on SQLite with durability `full`
 and `normal`. The ways alternate, since the speed of a machine changes from minute to minute; a
-figure is the median of its rounds. CPU is that of this process, and of the server's process that
-carried the statements out. `--folder` holds the SQLite files: on the disk that the server uses, or
-in memory if the server's is. The tables are made in a schema of their own, which is dropped at the
-end.
+figure is the median of its rounds, and a ratio that of the ratios of each round. CPU is that of
+this process, and of the server's process that carried the statements out. `--folder` holds the
+SQLite files: on the disk that the server uses, or in memory if the server's is. Without `--url` the
+server is the tool's own, and all files are in the folder for temporary files.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,8 @@ import psycopg
 from psycopg import pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import database
+
 from pylon.bench import rows
 from pylon.clock import SystemClock, SystemRandom
 from pylon.ids import RowIds
@@ -43,7 +44,6 @@ from pylon.values import EntityCodec
 
 _ENTITY: Final = "Three"
 _US: Final = 1e6
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _ENGINE: Final = "postgres engine"
 _BARE: Final = "bare libpq"
 _FULL: Final = "sqlite full"
@@ -76,7 +76,7 @@ def main() -> int:
             made.append(InsertRow(_ENTITY, row_id, encoded.values, encoded.row_json))
         return made
 
-    with _ways(args.url, args.folder) as ways:
+    with database.database(args.url) as url, _ways(url, args.folder) as ways:
         for size in args.batches:
             figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
             batches = max(1, args.rows // size)
@@ -93,11 +93,13 @@ def _measure(way: Way, batches: list[list[InsertRow]]) -> tuple[float, float, fl
     """Return rows a second, and µs of CPU for a row here and in the server."""
     total = sum(map(len, batches))
     pid = way.server_pid()
-    server_s, began_s, cpu_s = _cpu_s(pid), time.perf_counter(), time.process_time()
+    server_s = database.process_cpu_s(pid)
+    began_s, cpu_s = time.perf_counter(), time.process_time()
     for batch in batches:
         way.write(batch)
     cpu_s, took_s = time.process_time() - cpu_s, time.perf_counter() - began_s
-    return total / took_s, cpu_s / total * _US, (_cpu_s(pid) - server_s) / total * _US
+    server_s = database.process_cpu_s(pid) - server_s
+    return total / took_s, cpu_s / total * _US, server_s / total * _US
 
 
 def _report(size: int, figures: dict[str, list[tuple[float, float, float]]]) -> None:
@@ -108,10 +110,14 @@ def _report(size: int, figures: dict[str, list[tuple[float, float, float]]]) -> 
     for name, (rate, here_us, server_us) in medians.items():
         print(f"batch {size:4}  {name:16} {rate:9.0f} rows/s  {here_us:6.1f} us here  "
               f"{server_us:6.1f} us server")
-    rate = medians[_ENGINE][0]
-    print(f"batch {size:4}  of bare {rate / medians[_BARE][0]:.2f}  "
-          f"of sqlite full {rate / medians[_FULL][0]:.2f}  "
-          f"of sqlite normal {rate / medians[_NORMAL][0]:.2f}", flush=True)
+    ratios = {
+        name: statistics.median(
+            ours[0] / other[0] for ours, other in zip(figures[_ENGINE], found, strict=True)
+        )
+        for name, found in figures.items()
+    }
+    print(f"batch {size:4}  of bare {ratios[_BARE]:.2f}  of sqlite full {ratios[_FULL]:.2f}  "
+          f"of sqlite normal {ratios[_NORMAL]:.2f}", flush=True)
 
 
 @contextmanager
@@ -119,23 +125,19 @@ def _ways(url: str, folder: str | None) -> Iterator[dict[str, Way]]:
     """Yield the ways, by name, on empty tables."""
     manifest = rows.fixture()
     rules = compile_rules(manifest)
-    schema = f"bench_{os.getpid()}"
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(f"CREATE SCHEMA {schema}")
-    own = f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{schema}"
     engines: list[WriteEngine] = []
     bare: BareWriter | None = None
     try:
         with tempfile.TemporaryDirectory(prefix="bench-writes-", dir=folder) as place:
-            backend = PostgresBackend(own, application="bench", is_dev=True)
+            backend = PostgresBackend(url, application="bench", is_dev=True)
             engines.append(backend.open_writer(manifest, rules, SystemClock()))
-            bare = BareWriter(own)
+            bare = BareWriter(url)
             for durability in ("full", "normal"):
                 engines.append(SqliteEngine.open(
                     Path(place) / f"{durability}.db", manifest, rules, SystemClock(), durability
                 ))
             postgres, full, normal = engines
-            pid = _find_writer(own)
+            pid = _find_writer(url)
             yield {
                 _ENGINE: Way(_by_engine(postgres), lambda: pid),
                 _BARE: Way(bare.write, lambda: bare.pid),
@@ -147,8 +149,6 @@ def _ways(url: str, folder: str | None) -> Iterator[dict[str, Way]]:
             engine.close()
         if bare is not None:
             bare.close()
-        with psycopg.connect(url, autocommit=True) as conn:
-            conn.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 def _by_engine(engine: WriteEngine) -> Write:
@@ -230,18 +230,9 @@ def _find_writer(url: str) -> int:
     return 0 if found is None else int(found[0])
 
 
-def _cpu_s(pid: int) -> float:
-    """Return the CPU time of a process on this machine; 0 for another machine's."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--url", required=True, help="of a server; a schema is made in it")
+    database.add_url(parser)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 10, 64, 100])
     parser.add_argument("--rows", type=int, default=3_000, help="of a round")
     parser.add_argument("--repeats", type=int, default=5)

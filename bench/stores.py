@@ -1,12 +1,16 @@
 """SQLite and PostgreSQL as the store of the same server: requests/s and memory of each.
 
-    python bench/stores.py --url postgresql://… [--seconds 5] [--repeats 3] [--workers 1 2]
+    python bench/stores.py [--url postgresql://…] [--seconds 5] [--repeats 3] [--workers 1 2]
+                           [--lines "get by id" insert …] [--connections 64] [--no-pipe]
 
-The database of the URL must be empty. A server on each store runs for each number of HTTP workers,
-and wrk asks them in turn, so that both have the same machine at the same time. PostgreSQL itself
-works on the same machine. A line is the median of `repeats` runs on each store, and the ratio of
-these. Then the memory of an HTTP worker on each store, idle and loaded. The reads of the pipe alone
-come first. Writes `stores.json` and `stores.md` into --out.
+A server on each store runs for each number of HTTP workers, and wrk asks them in turn, so that all
+have the same machine at the same time: PostgreSQL, SQLite with durability `normal`, and for the
+writes SQLite with `full`. PostgreSQL itself works on the same machine. A line is the median of
+`repeats` runs on each store, the ratios of PostgreSQL to the others (medians of the ratios of
+neighbouring runs), and the CPU of a request: of all processes of Pylon and of PostgreSQL, the lower
+quartile of the runs. Beside "get by id" pgbench reads the same rows by the same statement, with 16
+prepared clients. Then the memory of the processes on each store, idle and loaded. The reads of the
+pipe alone come first. Writes `stores.json` and `stores.md` into --out.
 """
 
 from __future__ import annotations
@@ -15,18 +19,27 @@ import argparse
 import json
 import os
 import shutil
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 sys.path.insert(0, str(Path(__file__).parent))
+import database
 import http_load
 import machine
 import server as srv
 
-CONNECTIONS = 64
+SQLITE, FULL, POSTGRES, PGBENCH = "sqlite", "sqlite full", "postgresql", "pgbench"
+PGBENCH_CLIENTS = 16
 PIPE_READS = 40_000
 PIPE_GREENLETS = (1, 4, 16, 64, 256)
 LINES = {
@@ -44,25 +57,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", required=True)
+    database.add_url(parser)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--lines", nargs="+", default=list(LINES))
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--lines", nargs="+", default=list(LINES), choices=LINES)
+    parser.add_argument("--no-pipe", action="store_true", help="not the reads of the pipe alone")
     parser.add_argument("--out", type=Path, default=Path("bench/results/local"))
     args = parser.parse_args()
     wrk = shutil.which("wrk")
     if wrk is None:
         print("stores: skipped: wrk is not installed (make test-tools, or: apt-get install wrk)")
         return 0
-    report = {
+    report: dict[str, Any] = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": machine.fingerprint(), "load": os.getloadavg(),
-        "seconds": args.seconds, "repeats": args.repeats, "pipe": measure_pipe(args.url),
-        "http": [], "memory": {},
+        "machine": machine.fingerprint(), "load": os.getloadavg(), "seconds": args.seconds,
+        "repeats": args.repeats, "connections": args.connections, "pipe": [], "http": [],
+        "memory": {},
     }
+    with database.database(args.url) as url:
+        if not args.no_pipe:
+            report["pipe"] = measure_pipe(url)
     for workers in args.workers:
-        report["http"] += measure_http(wrk, workers, args, report["memory"])
+        with database.database(args.url) as url:
+            report["http"] += measure_http(wrk, url, workers, args, report["memory"])
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "stores.json").write_text(json.dumps(report, indent=2) + "\n")
     (args.out / "stores.md").write_text(text_of(report))
@@ -98,12 +117,12 @@ def measure_pipe(url: str) -> list[dict[str, Any]]:
 
     def timed(name: str, session: Any, greenlets: int) -> dict[str, Any]:
         pid = int(session.execute("SELECT pg_backend_pid()").get_value(0, 0))
-        began = time.perf_counter(), time.process_time(), _cpu_s(pid)
+        began = time.perf_counter(), time.process_time(), database.process_cpu_s(pid)
         gevent.joinall([
             gevent.spawn(read, session.execute, PIPE_READS // greenlets, number)
             for number in range(greenlets)
         ], raise_error=True)
-        ended = time.perf_counter(), time.process_time(), _cpu_s(pid)
+        ended = time.perf_counter(), time.process_time(), database.process_cpu_s(pid)
         wall_s, here_s, there_s = (end - begin for begin, end in zip(began, ended, strict=True))
         return {
             "name": name, "greenlets": greenlets, "reads_per_s": round(PIPE_READS / wall_s),
@@ -121,49 +140,123 @@ def measure_pipe(url: str) -> list[dict[str, Any]]:
 
 
 def measure_http(
-    wrk: str, workers: int, args: argparse.Namespace, memory: dict[str, Any]
+    wrk: str, url: str, workers: int, args: argparse.Namespace, memory: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The lines of both stores with this many HTTP workers."""
-    settings = {"PYLON_HTTP_WORKERS": str(workers)}
-    url = _schema_of(args.url, f"bench_{workers}_{os.getpid()}")
+    """The lines of all stores with this many HTTP workers."""
     found: list[dict[str, Any]] = []
-    with srv.served(**settings) as sqlite, srv.served(DATABASE_URL=url, **settings) as postgres:
-        servers = {"sqlite": sqlite, "postgresql": postgres}
-        scripts: dict[str, tuple[str, list[str], int]] = {}
-        for name, server in servers.items():
-            token = server.request("POST", "/api/auth/guest")["token"]
-            ids = srv.fill(server, http_load.ROWS)
-            head = server.request("GET", "/api/sync/pull?since=0")["cursor"]["last_seq"]
-            scripts[name] = token, ids, head - 100
-            memory.setdefault(f"{name}, {workers} workers", {})["idle"] = _memory(server)
+    settings = {SQLITE: {}, POSTGRES: {"DATABASE_URL": url}}
+    if not http_load.WRITES.keys().isdisjoint(args.lines):
+        settings[FULL] = {"PYLON_DURABILITY": "full"}
+    with ExitStack() as stack:
+        loads = {
+            name: Load(wrk, stack.enter_context(
+                srv.served(PYLON_HTTP_WORKERS=str(workers), **each)
+            ), args, database.server_pid(url) if name == POSTGRES else None)
+            for name, each in settings.items()
+        }
+        for name, load in loads.items():
+            memory[f"{name}, {workers} workers"] = {"idle": _memory(load.server)}
+        pgbench = shutil.which("pgbench")
         for line in args.lines:
-            runs: dict[str, list[dict[str, Any]]] = {name: [] for name in servers}
-            for repeat in range(args.repeats):
-                for name, server in servers.items():
-                    token, ids, since = scripts[name]
-                    body = LINES[line] % since if line.startswith("pull") else LINES[line]
-                    script = http_load.wrk_script(token, f"{name}{line[:3]}", ids, body)
-                    runs[name].append(http_load.run_wrk(
-                        wrk, f"http://127.0.0.1:{server.port}", script, CONNECTIONS,
-                        args.seconds, workers * 1_000 + repeat,
-                    ))
-            medians = {name: http_load.median_run(each) for name, each in runs.items()}
-            ratio = medians["postgresql"]["requests_per_s"] / medians["sqlite"]["requests_per_s"]
-            found.append({
-                "line": line, "workers": workers, "ratio": round(ratio, 2), **medians,
-            })
+            runs: dict[str, Callable[[int], dict[str, Any]]] = {
+                name: partial(load.run, line, workers) for name, load in loads.items()
+                if name != FULL or line in http_load.WRITES
+            }
+            if line == "get by id" and pgbench is not None:
+                runs[PGBENCH] = make_pgbench(pgbench, url, args.seconds)
+            found.append(_in_turn(line, workers, runs, args.repeats))
             print(_line_text(found[-1]), flush=True)
-        for name, server in servers.items():
-            memory[f"{name}, {workers} workers"]["loaded"] = _memory(server)
+        for name, load in loads.items():
+            memory[f"{name}, {workers} workers"]["loaded"] = _memory(load.server)
     return found
 
 
-def _schema_of(url: str, name: str) -> str:
-    import psycopg
+class Load:
+    """A server with its rows. `pid`: of the PostgreSQL server on this machine, whose CPU counts."""
 
+    def __init__(
+        self, wrk: str, server: srv.Server, args: argparse.Namespace, pid: int | None
+    ) -> None:
+        self.server = server
+        self._wrk, self._args, self._pid = wrk, args, pid
+        self._token = server.request("POST", "/api/auth/guest")["token"]
+        self.ids = srv.fill(server, http_load.ROWS)
+        head = server.request("GET", "/api/sync/pull?since=0")["cursor"]["last_seq"]
+        self._since = head - 100
+        self._processes = server.processes()
+
+    def run(self, line: str, workers: int, repeat: int) -> dict[str, Any]:
+        """One run of wrk; `cpu_us` of Pylon and of PostgreSQL for a request."""
+        body = LINES[line] % self._since if line.startswith("pull") else LINES[line]
+        script = http_load.wrk_script(self._token, line[:3], self.ids, body)
+        before = self._cpu_s()
+        run = http_load.run_wrk(
+            self._wrk, f"http://127.0.0.1:{self.server.port}", script, self._args.connections,
+            self._args.seconds, workers * 1_000 + repeat,
+        )
+        count = max(1.0, run["requests_per_s"] * self._args.seconds)
+        run["cpu_us"] = [
+            round((after - begin) / count * 1e6, 1)
+            for begin, after in zip(before, self._cpu_s(), strict=True)
+        ]
+        return run
+
+    def _cpu_s(self) -> tuple[float, float]:
+        own = sum(cpu_s for _, cpu_s in self.server.usage(self._processes).values())
+        return own, 0.0 if self._pid is None else database.server_cpu_s(self._pid)
+
+
+def make_pgbench(program: str, url: str, seconds: int) -> Callable[[int], dict[str, Any]]:
+    """Make rows for pgbench; return what measures the reads a second of one row by its key."""
     with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(f"CREATE SCHEMA {name}")
-    return f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{name}"
+        conn.execute(
+            'CREATE TABLE bench_rows (id text COLLATE "C" PRIMARY KEY, _json text, _seq bigint)'
+        )
+        conn.execute(
+            "INSERT INTO bench_rows SELECT 'id' || n, repeat('x', 150), n "
+            "FROM generate_series(1, %s) AS n", (http_load.ROWS,),
+        )
+        conn.execute("ANALYZE bench_rows")
+
+    def run(_repeat: int) -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+            file.write(
+                f"\\set n random(1, {http_load.ROWS})\n"
+                "SELECT _json, _seq FROM bench_rows WHERE id = 'id' || :n;\n"
+            )
+            file.flush()
+            done = subprocess.run(
+                [program, "-n", "-M", "prepared", "-c", str(PGBENCH_CLIENTS), "-T", str(seconds),
+                 "-f", file.name, url],
+                capture_output=True, text=True, timeout=seconds + 60, check=True,
+            )
+        rate = float(done.stdout.rpartition("tps = ")[2].split()[0])
+        return {"requests_per_s": rate, "p50_ms": 0.0, "p99_ms": 0.0, "errors": 0}
+
+    return run
+
+
+def _in_turn(
+    line: str, workers: int, runs: dict[str, Callable[[int], dict[str, Any]]], repeats: int
+) -> dict[str, Any]:
+    """Run all in turn; the median of each, and PostgreSQL's ratios to the others."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+    for repeat in range(repeats):
+        for name in runs if repeat % 2 == 0 else reversed(runs):
+            found[name].append(runs[name](repeat))
+    medians: dict[str, Any] = {name: http_load.median_run(each) for name, each in found.items()}
+    for name, each in found.items():
+        totals = sorted((run["cpu_us"] for run in each if "cpu_us" in run), key=sum)
+        if totals:
+            medians[name]["cpu_us"] = totals[len(totals) // 4]
+    ratios = {
+        name: round(statistics.median(
+            ours["requests_per_s"] / other["requests_per_s"]
+            for ours, other in zip(found[POSTGRES], each, strict=True)
+        ), 2)
+        for name, each in found.items() if name != POSTGRES
+    }
+    return {"line": line, "workers": workers, "ratios": ratios, **medians}
 
 
 def _memory(server: srv.Server) -> dict[str, dict[str, float]]:
@@ -183,44 +276,50 @@ def _memory(server: srv.Server) -> dict[str, dict[str, float]]:
     return found
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _line_text(line: dict[str, Any]) -> str:
-    return (
-        f"{line['workers']} workers  {line['line']:<24} sqlite "
-        f"{line['sqlite']['requests_per_s']:>8,.0f}/s  postgresql "
-        f"{line['postgresql']['requests_per_s']:>8,.0f}/s  ratio {line['ratio']:.2f}  errors "
-        f"{line['sqlite']['errors']} {line['postgresql']['errors']}"
-    )
+    parts = [f"{line['workers']} workers  {line['line']:<24}"]
+    for name in (POSTGRES, *line["ratios"]):
+        parts.append(f"{name} {line[name]['requests_per_s']:>8,.0f}/s" + (
+            f" (ratio {line['ratios'][name]:.2f})" if name in line["ratios"] else ""
+        ))
+        if "cpu_us" in line[name]:
+            parts.append("CPU {:.0f} + {:.0f} us".format(*line[name]["cpu_us"]))
+        if line[name]["errors"]:
+            parts.append(f"{line[name]['errors']} ERRORS")
+    return "  ".join(parts)
 
 
 def text_of(report: dict[str, Any]) -> str:
     """The report as Markdown tables."""
     rows = [
-        f"SQLite and PostgreSQL, {report['at']}; wrk with {CONNECTIONS} connections and PostgreSQL "
-        f"on the same machine; medians of {report['repeats']} runs of {report['seconds']} s in "
-        "turn.", "", f"{machine.text(report['machine'])}. Load averages at the beginning: "
+        f"SQLite and PostgreSQL, {report['at']}; wrk with {report['connections']} connections and "
+        f"PostgreSQL on the same machine; medians of {report['repeats']} runs of "
+        f"{report['seconds']} s in turn.", "",
+        f"{machine.text(report['machine'])}. Load averages at the beginning: "
         + ", ".join(f"{value:.1f}" for value in report["load"]) + ".", "",
-        "| reads of one row | greenlets | reads/s | µs CPU here | µs CPU in the server |",
-        "|---|---|---|---|---|",
     ]
+    if report["pipe"]:
+        rows += [
+            "| reads of one row | greenlets | reads/s | µs CPU here | µs CPU in the server |",
+            "|---|---|---|---|---|",
+        ]
     rows += [
         f"| {each['name']} | {each['greenlets']} | {each['reads_per_s']:,} | "
         f"{each['cpu_here_us']} | {each['cpu_server_us']} |" for each in report["pipe"]
     ]
     rows += [
-        "", "| request | HTTP workers | SQLite/s | PostgreSQL/s | ratio | p99 ms (both) | errors |",
-        "|---|---|---|---|---|---|---|",
+        "", "| request | HTTP workers | store | requests/s | PostgreSQL to it | p99 ms | CPU µs, "
+        "Pylon + PostgreSQL | errors |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    rows += [
-        f"| {each['line']} | {each['workers']} | {each['sqlite']['requests_per_s']:,.0f} | "
-        f"{each['postgresql']['requests_per_s']:,.0f} | {each['ratio']} | "
-        f"{each['sqlite']['p99_ms']}, {each['postgresql']['p99_ms']} | "
-        f"{each['sqlite']['errors'] + each['postgresql']['errors']} |" for each in report["http"]
-    ]
+    for each in report["http"]:
+        for name in (POSTGRES, *each["ratios"]):
+            run = each[name]
+            rows.append(
+                f"| {each['line']} | {each['workers']} | {name} | {run['requests_per_s']:,.0f} | "
+                f"{each['ratios'].get(name, '')} | {run['p99_ms']} | "
+                f"{' + '.join(map(str, run.get('cpu_us', ())))} | {run['errors']} |"
+            )
     rows += [
         "", "| processes | RSS MiB idle | RSS MiB loaded | private MiB idle | private MiB loaded |",
         "|---|---|---|---|---|",

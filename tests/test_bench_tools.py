@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.postgres import PostgresServer
+
 BENCH = Path(__file__).parent.parent / "bench"
 
 WRK = """Running 1s test @ http://127.0.0.1:1
@@ -206,3 +208,21 @@ def test_every_answer_of_the_chat_is_right(tmp_path: Path) -> None:
     found = report["members"]
     assert found["stranger_events"] == 0 and found["rows_each"] > 100
     assert found["large"]["pull_from_cursor"] == 410
+
+
+@pytest.mark.usefixtures("processes", "postgres_server")
+@pytest.mark.slow
+@pytest.mark.parametrize(("tool", "args", "said"), [
+    ("node_writes.py", ["--nodes", "2", "--seconds", "0.2", "--repeats", "1"], "2 nodes to one"),
+    ("store_writes.py", ["--batches", "4", "--rows", "20", "--repeats", "1"], "of sqlite full"),
+    ("server_costs.py", ["--snapshot-s", "1", "--relay-s", "0.2"], "relay, batches of 500"),
+], ids=["nodes", "stores", "server"])
+def test_the_tools_of_postgresql_measure(
+    tool: str, args: list[str], said: str, postgres_server: PostgresServer
+) -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCH / tool), "--url", postgres_server.url, *args],
+        capture_output=True, text=True, timeout=100, check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
