@@ -107,6 +107,7 @@ class Config:
     auth_rates: bool
     auth_login_ip_per_min: int
     auth_login_account_per_hour: int
+    auth_rate_limits: Mapping[str, int]
     email_provider: str | None
     email_from: str | None
     email_smtp_url: str | None
@@ -114,6 +115,7 @@ class Config:
     email_endpoint: str | None
     email_folder: str | None
     email_templates_folder: str | None
+    email_html: bool
     dashboard_url: str
     login_url: str
     hibp: bool

@@ -27,6 +27,12 @@ Parser = Callable[[str], Any]
 
 _COLOUR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 _KEPT_MAX: Final = 10_000
+_RATE_MAX: Final = 1_000_000
+# The rates of sign-in (`workers.identity.rates`) without a setting of their own.
+SIGN_IN_RATES: Final = (
+    "send_ip", "send_address", "send_pause", "verify_ip", "verify_account", "login_account_ip",
+    "login_device", "register_ip", "start_ip", "reauth_user", "email_change_user", "invite_user",
+)
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,18}")  # int() also accepts 1_000 and non-ASCII digits
 _NUMBER: Final = re.compile(
@@ -222,6 +228,22 @@ def words(raw: str) -> tuple[str, ...]:
     found = tuple(part.strip() for part in raw.split(",") if part.strip())
     if not all(word.isascii() and word.isprintable() and " " not in word for word in found):
         raise ValueError("expected a comma list of words of ASCII characters")
+    return found
+
+
+def rate_limits(raw: str) -> dict[str, int]:
+    """Return the limits of a comma list as `send_ip=20,register_ip=100`, by the name of the
+    rate."""
+    found: dict[str, int] = {}
+    for part in (part.strip() for part in raw.split(",") if part.strip()):
+        name, _, count = (each.strip() for each in part.partition("="))
+        if name not in SIGN_IN_RATES:
+            raise ValueError(f"there is no rate {name!r}: they are {', '.join(SIGN_IN_RATES)}")
+        if name in found:
+            raise ValueError(f"{name} stands there twice")
+        if not _WHOLE.fullmatch(count) or not 1 <= int(count) <= _RATE_MAX:
+            raise ValueError(f"{part!r}: expected {name}=N with N from 1 to {_RATE_MAX}")
+        found[name] = int(count)
     return found
 
 

@@ -30,6 +30,7 @@ from pylon.setting_values import (
     native_callbacks,
     node_name,
     origins,
+    rate_limits,
     region_name,
     role_names,
     secret_key,
@@ -300,6 +301,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             _int(1, 100_000), "100",
             "Wrong passwords in an hour for one account, from devices in which its user has not "
             "signed in before."),
+    Setting("PYLON_AUTH_RATE_LIMITS", "auth_rate_limits", rate_limits, "",
+            "Comma list of other limits for the rates of sign-in, by their names in "
+            "docs/limits.md, for example register_ip=100,send_ip=20."),
     Setting("PYLON_EMAIL_PROVIDER", "email_provider",
             _choice("console", "file", "smtp", "webhook", "resend", "sendgrid"), None,
             "What sends the mails of sign-in (docs/mail.md); console prints them, in dev mode "
@@ -319,6 +323,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_EMAIL_TEMPLATES", "email_templates_folder", _text, None,
             "A folder with the texts of mails, as magic_code.txt and magic_code.html. "
             "PYLON_EMAIL_TEMPLATE_MAGIC_CODE_SUBJECT and _BODY win over it."),
+    Setting("PYLON_EMAIL_HTML", "email_html", _bool, "true",
+            "Give each mail an HTML part, made of its text unless the folder of texts has a file "
+            "for it. false: only mails with such a file have one."),
     Setting("PYLON_DASHBOARD_URL", "dashboard_url", url_or_path, "/",
             "Where a browser goes after a magic link that named no page."),
     Setting("PYLON_LOGIN_URL", "login_url", url_or_path, "/auth/",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import email
 import email.policy
+import html
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,29 @@ def test_a_setting_wins_over_a_file_and_a_file_over_the_built_in_text(tmp_path: 
     )["MAGIC_CODE"].render(SAMPLES)
     assert (rendered.subject, rendered.text) == ("From the setting", "Setting 123456")
     assert loaded(tmp_path)["MAGIC_LINK"] == loaded()["MAGIC_LINK"]
+
+
+@pytest.mark.parametrize("name", list(KIND_BY_NAME))
+def test_each_mail_has_an_html_part_with_the_same_words(name: str) -> None:
+    rendered = loaded(PYLON_AUTH_PAGE_ACCENT="#112233")[name].render(SAMPLES)
+    assert rendered.html is not None and "{{" not in rendered.html
+    shown = html.unescape(re.sub(r"<[^>]+>", " ", rendered.html)).replace("Open the link", "")
+    text, url = rendered.text.split(), SAMPLES["url"]
+    assert [word for word in shown.split() if word != url] == [w for w in text if w != url]
+    assert "src=" not in rendered.html and "<script" not in rendered.html
+    # All links are those of the text; the button stands above one that can be copied.
+    links = re.findall(r'href="([^"]*)"', rendered.html)
+    assert {html.unescape(link) for link in links} == ({url} if url in text else set())
+    assert ("#112233" in rendered.html) == bool({"url", "code"} & set(KIND_BY_NAME[name].needs)
+                                               or url in text)
+
+
+def test_a_text_of_ones_own_becomes_the_html_part_unless_that_is_switched_off() -> None:
+    own = {"PYLON_EMAIL_TEMPLATE_MAGIC_LINK_BODY": "Go <there>:\n{{ url }} & sign in"}
+    rendered = loaded(**own)["MAGIC_LINK"].render({"url": 'https://a.example/?a=1&b="'})
+    assert rendered.html is not None
+    assert "Go &lt;there&gt;:<br><a href=\"https://a.example/?a=1&amp;b=&quot;\"" in rendered.html
+    assert loaded(PYLON_EMAIL_HTML="false", **own)["MAGIC_LINK"].html is None
 
 
 def test_a_text_with_an_unknown_variable_or_without_its_code_is_refused(tmp_path: Path) -> None:
@@ -152,7 +177,7 @@ def test_preview_shows_the_mail_with_sample_values() -> None:
 ])
 def test_mail_verbs_say_what_is_wrong(args: tuple[str, ...], says: str) -> None:
     answer = run(*args, PYLON_EMAIL_PROVIDER="console" if "a@example.com" in args else "file",
-                 PYLON_EMAIL_FOLDER="/nonexistent")
+                 PYLON_EMAIL_FOLDER="/nonexistent", PYLON_EMAIL_HTML="false")
     assert isinstance(answer.exception, PylonError)
     assert says in answer.exception.message
 

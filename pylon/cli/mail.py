@@ -75,7 +75,8 @@ def preview(template: str, given: tuple[str, ...], is_html: bool, dev: bool) -> 
     if is_html and rendered.html is None:
         raise InvalidData(
             f"The mail {name} has no HTML part",
-            hint=f"put {name.lower()}.html into the folder PYLON_EMAIL_TEMPLATES",
+            hint=f"set PYLON_EMAIL_HTML=true, or put {name.lower()}.html into the folder "
+            "PYLON_EMAIL_TEMPLATES",
         )
     shown = rendered.html if is_html else rendered.text
     body = {

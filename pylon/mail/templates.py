@@ -2,7 +2,8 @@
 
 The text of a kind comes from PYLON_EMAIL_TEMPLATE_<KIND>_SUBJECT and _BODY, else from the files
 `<kind>.txt` and `<kind>.html` in the folder PYLON_EMAIL_TEMPLATES, else from `kinds`. A text file
-may begin with a line `Subject: ...` and an empty line. A kind has an HTML part only with a file.
+may begin with a line `Subject: ...` and an empty line. Without a file the HTML part is the text,
+laid out by `html_part`; with PYLON_EMAIL_HTML=false there is none.
 
 A template can do one thing: `{{name}}` becomes the value. So no value can run anything. Values are
 cut to `MAIL_VALUE_CHARS` characters, except links and codes, which the server makes. Control
@@ -25,6 +26,7 @@ from typing import Final
 from pylon.config import Config
 from pylon.errors import StartRefused
 from pylon.limits import MAIL_TEMPLATE_BYTES, MAIL_VALUE_CHARS
+from pylon.mail.html_part import html_part
 from pylon.mail.kinds import KIND_BY_NAME, KINDS, MailKind
 
 SETTING_PREFIX: Final = "PYLON_EMAIL_TEMPLATE_"
@@ -96,6 +98,8 @@ def load_templates(config: Config) -> Mapping[str, Template]:
         _check(kind, text, text_from, kind.needs)
         if page is not None:
             _check(kind, page, page_from, kind.needs)
+        elif config.email_html:
+            page = html_part(text, config.auth_page_accent)
         templates[kind.name] = Template(subject, text, page)
     return templates
 
