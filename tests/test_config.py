@@ -192,7 +192,9 @@ def test_an_empty_variable_takes_back_a_line_of_the_file() -> None:
     ("PYLON_ADMIN_TOKEN", "x" * 40 + "\n"), ("PYLON_METRICS_TOKEN", "schlüssel"),
     ("PYLON_DB_PATH", "/data/app.db # the database"), ("PYLON_DB_PATH", ":memory:"),
     ("PYLON_DB_PATH", "file:app.db?mode=ro"), ("PYLON_DB_PATH", "postgres://u@h/d"),
-    ("PYLON_MANIFEST", "a\nb"),
+    ("PYLON_MANIFEST", "a\nb"), ("PYLON_AUTH_RATE_LIMITS", "sends=3"),
+    ("PYLON_AUTH_RATE_LIMITS", "send_ip=0"), ("PYLON_AUTH_RATE_LIMITS", "send_ip=3,send_ip=4"),
+    ("PYLON_AUTH_RATE_LIMITS", "send_ip"), ("PYLON_AUTH_RATE_LIMITS", "login_ip=9"),
 ])
 def test_a_malformed_value_is_refused_in_one_line(name: str, value: str) -> None:
     with pytest.raises(StartRefused) as refused:

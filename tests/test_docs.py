@@ -16,7 +16,9 @@ from pylon.cli.main import VERBS
 from pylon.config import load as load_config
 from pylon.manifest import keys
 from pylon.manifest.model import FieldType
+from pylon.setting_values import SIGN_IN_RATES
 from pylon.settings import SETTINGS
+from workers.identity import rates as sign_in_rates
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
@@ -80,6 +82,15 @@ def test_every_rate_is_in_the_limits_page_and_no_other() -> None:
         if inspect.isfunction(function) and inspect.signature(function).return_annotation == "Rate"
     }
     assert named == fixed | settable
+
+
+def test_every_rate_of_sign_in_is_in_the_limits_page_and_no_other() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text()
+    (section,) = re.findall(r"^### Rates of sign-in$(.*?)^## ", page, re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
+    fixed = {each.name for each in vars(sign_in_rates).values() if isinstance(each, rates.Rate)}
+    assert fixed == set(SIGN_IN_RATES)  # PYLON_AUTH_RATE_LIMITS takes these
+    assert named == fixed | {"login_ip", "login_account"}
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,17 @@ def test_an_operator_sets_the_rates_of_sign_ins(tmp_path: Path) -> None:
         assert found == [401, 401, 401, 429]
 
 
+def test_an_operator_sets_other_limits_of_rates_by_name(tmp_path: Path) -> None:
+    environ = {"PYLON_AUTH_RATES": "true", "PYLON_AUTH_RATE_LIMITS": "register_ip=2, send_ip=9"}
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        made = [
+            stage.call("POST", REGISTER, {"email": f"u{n}@example.com", "password": PASSWORD})
+            for n in range(3)
+        ]
+        assert [answer.status_code for answer in made] == [200, 200, 429]
+        assert made[2].json["error"]["code"] == "RATE_LIMITED"
+
+
 def test_a_stranger_cannot_lock_the_owner_out(strict: ApiStage) -> None:
     """Attack 4: 200 addresses guess; the owner signs in from a known device, and by mail."""
     answer = strict.call(

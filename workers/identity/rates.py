@@ -5,7 +5,7 @@ of the transaction of a flow, or alone before an expensive check. A subject is w
 as an e-mail key, whether an account has it or not; so a refusal reveals no account.
 
 Invariants: a bucket's key is a MAC, so the table names nobody. With PYLON_AUTH_RATES=false there
-are no rates (development). Called by the flows, and by nobody else.
+are no rates (development); PYLON_AUTH_RATE_LIMITS sets other limits by name. Called by the flows, and by nobody else.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ def return_units(identity: Identity, *units: Unit) -> list[Step]:
 
 
 def _take(identity: Identity, rate: Rate, subject: str) -> RateTake:
+    limit = identity.app.config.auth_rate_limits.get(rate.name)
+    if limit is not None:
+        rate = Rate(rate.name, limit, rate.window_s)
     if rate.name.endswith("_ip") and " " not in subject:
         subject = address_subject(subject)
     return RateTake(
