@@ -72,6 +72,16 @@ def test_the_answer_of_send_is_the_same_for_unknown_addresses(stage: ApiStage) -
     assert {mail.to for mail in take_mails(stage)} == {"ann@example.com", "eve@example.com"}
 
 
+def test_a_wrong_code_is_in_the_audit_log(stage: ApiStage) -> None:
+    user_id = sign_in(stage, "ann@example.com")["user_id"]
+    for email in ("ann@example.com", "eve@example.com"):
+        assert verify(stage, email, "000000").status_code == 401
+    failed = rows(stage, "audit", action="sign_in_failed")
+    assert [(found["user_id"], found["reason"], found["success"]) for found in failed] == [
+        (user_id, "INVALID_CODE", 0), (None, "INVALID_CODE", 0),
+    ]
+
+
 def test_a_code_works_once(stage: ApiStage) -> None:
     code = send(stage, "ann@example.com")
     assert verify(stage, "ann@example.com", code).status_code == 200

@@ -225,6 +225,7 @@ def test_a_code_that_comes_along_is_both_factors(stage: ApiStage) -> None:
     for used in (code, "000000"):
         with pytest.raises(InvalidTotpCode):
             first_factor(stage, USER, code=used)
+    assert actions(stage).count(("sign_in_failed", False)) == 2
 
 
 def test_a_challenge_dies_after_five_wrong_codes_and_in_five_minutes(stage: ApiStage) -> None:

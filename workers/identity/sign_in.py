@@ -92,7 +92,7 @@ def finish_sign_in(
             checks.append(trust)
         if factors.is_on and code is not None:
             count_attempt(identity, user_id, call.facts.address)
-            accepted = accept_code(identity, user_id, factors, code)
+            accepted = _accept_typed_code(identity, call, user_id, factors, method, code)
             checks += accepted.steps
             methods.append(accepted.method)
         is_asked = factors.is_on and trust is None and code is None and not is_two_factor
@@ -113,6 +113,24 @@ def finish_sign_in(
             ):
                 raise
     raise Unavailable("The account changes meanwhile: try again")
+
+
+def _accept_typed_code(
+    identity: Identity, call: Call, user_id: str, factors: Factors, method: str, code: str
+) -> Accepted:
+    """Return the steps that use up a code that came with the first factor `method`. A wrong one is
+    in the audit log.
+
+    Raises:
+        InvalidTotpCode
+    """
+    try:
+        return accept_code(identity, user_id, factors, code)
+    except InvalidTotpCode as ex:
+        commit(identity, [audit_of(
+            identity, call, "sign_in_failed", user_id, reason=ex.code, metadata={"method": method}
+        )])
+        raise
 
 
 def complete_challenge(
@@ -172,8 +190,8 @@ def complete_challenge(
 
 
 def audit_of(
-    identity: Identity, call: Call, action: str, user_id: str, *, reason: str | None = None,
-    metadata: dict[str, Any] | None = None,
+    identity: Identity, call: Call, action: str, user_id: str | None, *,
+    reason: str | None = None, metadata: dict[str, Any] | None = None,
 ) -> PutRecord:
     """Return the step that notes an event of a call. `reason`: the code of why it failed."""
     return audit_step(

@@ -11,13 +11,17 @@ from typing import Final
 from pylon.api.identity.mail_bodies import SendBody, VerifyCodeBody
 from pylon.auth.transactions import carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
+from pylon.errors import InvalidCode, RateLimited
 from workers.identity import rates
+from workers.identity.accounts import EMAIL, find_by_identity
 from workers.identity.codes import SIGN_IN_CODE, find_code, invalid_code, make_code
 from workers.identity.identity import Call, Identity
 from workers.identity.mailboxes import sign_in_by_mailbox, typed_address
 from workers.identity.rates import take_rates
+from workers.identity.sign_in import audit_of
 
 CODE_S: Final = 600
+METHOD: Final = "magic_code"  # of a session
 
 
 def send(identity: Identity, call: Call) -> IdentityAnswer:
@@ -46,5 +50,13 @@ def verify(identity: Identity, call: Call) -> IdentityAnswer:
     carry_out(identity.writer.submit, take_rates(
         identity, (rates.VERIFY_IP, call.facts.address), (rates.VERIFY_ACCOUNT, email.key)
     ))
-    found = find_code(identity, SIGN_IN_CODE, email.key, body.code)
-    return sign_in_by_mailbox(identity, call, email, "magic_code", found.use, invalid_code)
+    try:
+        found = find_code(identity, SIGN_IN_CODE, email.key, body.code)
+    except (InvalidCode, RateLimited) as ex:
+        user_id = find_by_identity(identity, EMAIL, email.key)
+        carry_out(identity.writer.submit, [audit_of(
+            identity, call, "sign_in_failed", user_id, reason=ex.code,
+            metadata={"method": METHOD},
+        )])
+        raise
+    return sign_in_by_mailbox(identity, call, email, METHOD, found.use, invalid_code)
