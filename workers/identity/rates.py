@@ -5,7 +5,8 @@ of the transaction of a flow, or alone before an expensive check. A subject is w
 as an e-mail key, whether an account has it or not; so a refusal reveals no account.
 
 Invariants: a bucket's key is a MAC, so the table names nobody. With PYLON_AUTH_RATES=false there
-are no rates (development); PYLON_AUTH_RATE_LIMITS sets other limits by name. Called by the flows, and by nobody else.
+are no rates (development). PYLON_AUTH_RATE_LIMITS sets other limits, by the names of the rates.
+Called by the flows, and by nobody else.
 """
 
 from __future__ import annotations
