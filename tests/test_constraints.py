@@ -55,6 +55,8 @@ def field(kind: FieldType, **constraints: Any) -> Field:
          ["https://example.org", "http://[::1]:8080/a?b#c", "https://ä.example/pfad"],
          ["example.org", "ftp://a.b", "https://", "https://a b", "javascript:alert(1)",
           "https://u:p@h", "https://a.b/" + "x" * 2_048]),
+        (FieldType.STRING, {"format": "file"}, ["file_" + "0" * 40 + "_cat_png", "file_17_r.pdf"],
+         ["", "file_", "cat.png", "file_a/b", "file_a b", "https://a.b/file_a", "file_a\n"]),
     ],
 )
 def test_a_constraint_takes_and_refuses(

@@ -102,6 +102,7 @@ def _entity(raw: dict[str, Any], protected: ProtectedNames) -> Entity:
         search=None if search is None else _search(search),
         crdt=(True if crdt is None else crdt) and not is_hiding,
         is_managed=protected.is_managed_entity(raw["name"]),
+        label=raw.get("label"),
     )
 
 
@@ -132,7 +133,7 @@ def _field(raw: dict[str, Any]) -> Field:
 def _constraints(raw: dict[str, Any]) -> Constraints | None:
     made = Constraints(
         raw.get("minimum"), raw.get("maximum"), raw.get("minLength"), raw.get("maxLength"),
-        raw.get("pattern"), raw.get("format"),
+        raw.get("pattern"), raw.get("format"), tuple(raw.get("accept") or ()), raw.get("maxBytes"),
     )
     return None if made == Constraints() else made
 

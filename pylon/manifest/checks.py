@@ -85,6 +85,9 @@ def _entities(root: Node, findings: Findings) -> None:
             )
         _indexes(entity, columns, tables, findings)
         _relations(entity, entities, columns, findings)
+        label = text_of(entity, "label")
+        if label is not None:
+            check_field_name(label, columns, "ENTITY_LABEL_NOT_FOUND", "label", findings)
         search = entity.value.get("search") if isinstance(entity.value, dict) else None
         if search is not None:
             _search(search, columns, findings)

@@ -133,6 +133,9 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "another type has values.",
         'list each value once, for example "values": ["open", "done"].',
     ),
+    "ENTITY_LABEL_NOT_FOUND": (
+        "The label of an entity is no field of it.", "name one of its fields.",
+    ),
     "FIELD_CONSTRAINT_INVALID": (
         "A constraint, or wire, does not fit the type of its field, no value could fulfil it, or "
         "the pattern is none of RE2.",

@@ -84,7 +84,9 @@ REFERENCES: Final = words("check", "none")
 _TYPE_KEYS: Final[dict[str, Shape]] = {
     "values": STRINGS, "wire": words("json", "text"),
     "minimum": JsonValue(), "maximum": JsonValue(),
-    "minLength": _LENGTH, "maxLength": _LENGTH, "pattern": STRING, "format": words("email", "url"),
+    "minLength": _LENGTH, "maxLength": _LENGTH, "pattern": STRING,
+    "format": words("email", "url", "file"), "accept": STRINGS,
+    "maxBytes": Scalar(int, "a whole number from 1", minimum=1),
 }
 FIELD: Final = Object(
     {"name": STRING, "type": STRING},
@@ -109,7 +111,8 @@ SEARCH: Final = Object(
 )
 ENTITY: Final = Object(
     {"name": STRING, "fields": ListOf(FIELD)},
-    {"indexes": ListOf(INDEX), "relations": ListOf(RELATION), "search": SEARCH, "crdt": BOOL},
+    {"indexes": ListOf(INDEX), "relations": ListOf(RELATION), "search": SEARCH, "crdt": BOOL,
+     "label": STRING},
     {"sync": "rows are synced to all who may read them; use a policy to restrict them"},
 )
 OPERATION: Final = Object({"name": STRING}, {"input": ListOf(INPUT)})

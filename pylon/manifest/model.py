@@ -21,7 +21,7 @@ DEFAULT_VERSION: Final = "0.0.0"  # of an app whose manifest has none
 ReferenceWord = Literal["check", "none"]
 OnDelete = Literal["restrict", "cascade", "setNull"]
 DeleteWord = Literal["delete", "null", "keep"]
-FormatWord = Literal["email", "url"]
+FormatWord = Literal["email", "url", "file"]
 RatePer = Literal["user", "ip", "tenant", "global"]
 WriteVerb = Literal["insert", "update", "delete", "write"]  # `write`: any of the others
 DefaultKind = Literal["constant", "now", "uuid", "id", "auth"]
@@ -86,6 +86,8 @@ class Constraints:
     max_length: int | None = None
     pattern: str | None = None  # of RE2, somewhere in the text
     format: FormatWord | None = None
+    accept: tuple[str, ...] = ()  # of a file: the media types that it may have; empty: all
+    max_bytes: int | None = None  # of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class Entity:
     search: Search | None = None
     crdt: bool = True
     is_managed: bool = False  # clients neither insert nor delete its rows
+    label: str | None = None  # the field whose value names a row to people
 
     @cached_property
     def by_name(self) -> dict[str, Field]:

@@ -79,6 +79,12 @@ CLIENT_ID: Final[Schema] = {
     "description": "A row id that the client made; the server makes one if it is missing",
 }
 
+# `allOf`, because a field may have a pattern of its own beside that of its type.
+_FORMATS: Final[dict[str, Schema]] = {
+    "email": {"format": "email"}, "url": {"format": "uri"},
+    "file": {"allOf": [{"pattern": r"^file_[A-Za-z0-9_.-]{1,200}$"}]},
+}
+
 
 def read(field: Field) -> Schema:
     """Return the schema of a value of the field as it is read."""
@@ -111,14 +117,14 @@ def _constrained(field: Field) -> Schema:
     if constraints.max_length is not None:
         out["maxLength"] = constraints.max_length
     if constraints.format is not None:
-        out["format"] = {"email": "email", "url": "uri"}[constraints.format]
+        out |= _FORMATS[constraints.format]
     bounds = [
         f"{word} {value}" for word, value in (
             ("at least", constraints.minimum), ("at most", constraints.maximum)
         ) if value is not None and not is_number
     ]
     if constraints.pattern is not None:
-        out["allOf"] = [{"pattern": constraints.pattern}]  # beside that of the type
+        out["allOf"] = [*out.get("allOf", ()), {"pattern": constraints.pattern}]
     if bounds:
         out["description"] = ", ".join(bounds)
     return out

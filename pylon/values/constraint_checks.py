@@ -7,6 +7,7 @@ fields in places that compare whole values: unique fields, indexes and search. C
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -27,7 +28,11 @@ _FITTING: Final[dict[str, tuple[FieldType, ...]]] = {
     "values": (FieldType.ENUM,), "wire": (FieldType.JSON,),
     "minimum": _ORDERED, "maximum": _ORDERED,
     "minLength": _TEXTS, "maxLength": _TEXTS, "pattern": _TEXTS, "format": _TEXTS,
+    "accept": (FieldType.STRING,), "maxBytes": (FieldType.STRING,),
 }
+_MEDIA_TYPE: Final = re.compile(
+    r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/(?:\*|[a-z0-9][a-z0-9!#$&^_.+-]{0,126})"  # RFC 6838 §4.2
+)
 
 
 def check_constraints(root: Node, findings: Findings) -> None:
@@ -73,9 +78,31 @@ def _check_field(node: Node, findings: Findings) -> FieldType | None:
                 "FIELD_TYPE_UNUSABLE", "a json field cannot be unique", unique.at,
                 "put the value that is unique into a field of its own",
             )
+    _check_file(kind, given, findings)
     if not findings.touch(node):
         _check_bounds(kind, given, findings)
     return kind
+
+
+def _check_file(kind: FieldType, given: dict[str, Node], findings: Findings) -> None:
+    """Check that `accept` and `maxBytes` are of a field of files, which is a string."""
+    format_ = given.get("format")
+    is_file = format_ is not None and format_.value == "file"
+    if format_ is not None and is_file and kind is not FieldType.STRING:
+        findings.error(
+            _CODE, f"a {kind.value} field holds no files", format_.at, "the type is string",
+        )
+    for key in ("accept", "maxBytes"):
+        if key in given and not is_file:
+            findings.error(
+                _CODE, f"{key} is for fields of files", given[key].at, 'add "format": "file"',
+            )
+    for item in given["accept"].value if "accept" in given else ():
+        if _MEDIA_TYPE.fullmatch(item.value) is None:
+            findings.error(
+                _CODE, f'"{item.value}" is no media type', item.at,
+                "for example image/png, or image/* for all images",
+            )
 
 
 def _check_values(values: Node | None, type_: Node, findings: Findings) -> None:

@@ -33,6 +33,8 @@ _URL: Final = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]{2,45}\]|[^\s/?#@:\[\]\\]{1,253})(?::[0-9]{1,5})?(?:[/?#][^\s\\]*)?"
 )
 
+_FILE_ID: Final = re.compile(r"file_[A-Za-z0-9_.-]{1,200}")  # also those of earlier servers
+
 
 def tests_of(field: Field) -> tuple[Test, ...]:
     """Return the tests of a field's values.
@@ -117,6 +119,10 @@ def _is_url(value: str) -> bool:
     return len(value) <= limits.URL_CHARS and _URL.fullmatch(value) is not None
 
 
+def _is_file_id(value: str) -> bool:
+    return _FILE_ID.fullmatch(value) is not None
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -124,8 +130,9 @@ def _same(value: Any) -> Any:
 _KEYS: Final[dict[FieldType, Callable[[Any], Any]]] = {
     FieldType.DECIMAL: decimal_key, FieldType.DATETIME: instant_key,
 }
-_FORMATS: Final[dict[str, Test]] = {"email": _is_email, "url": _is_url}
+_FORMATS: Final[dict[str, Test]] = {"email": _is_email, "url": _is_url, "file": _is_file_id}
 _FORMAT_WORDS: Final = {
     "email": "an e-mail address such as name@example.org",
     "url": "an http or https URL such as https://example.org/page",
+    "file": "the id of an uploaded file, which begins with file_",
 }
