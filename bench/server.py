@@ -47,6 +47,7 @@ class Server:
         self.process = process
         self.port = port
         self.db_path = Path(env["PYLON_DB_PATH"])
+        self.manifest_path = Path(env["PYLON_MANIFEST"])
         self._env = env
         self._cli = cli
 
@@ -74,6 +75,13 @@ class Server:
         )
         out: dict[str, Any] = json.loads(done.stdout)
         return out
+
+    def ctl(self, *args: str, timeout_s: float = 200.0) -> subprocess.CompletedProcess[str]:
+        """Run `pylonctl` with the settings of the server."""
+        return subprocess.run(
+            [*self._cli, *args], env=self._env, capture_output=True, text=True, check=False,
+            timeout=timeout_s,
+        )
 
     def processes(self) -> dict[str, int]:
         """Name to pid, of the supervisor, the arbiter of the HTTP workers and every worker."""
