@@ -379,7 +379,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "How long /readyz answers 503 before the ports close (for load balancers)."),
     Setting("PYLON_DRAIN_SPREAD_S", "drain_spread_s", _float(0, 600), "2",
             "Over how many seconds at the most a drain closes its sockets, so that their clients "
-            "do not come back together. It closes 200 a second or more."),
+            "do not come back together. It closes 200 a second or more. A reload and a scaling "
+            "also leave idle HTTP connections open for so long."),
     Setting("PYLON_RUNTIME_DIR", "runtime_dir", _text, None,
             "Folder of the process sockets; default $RUNTIME_DIRECTORY, else a private folder in "
             "the temp directory."),

@@ -43,6 +43,7 @@ EXIT_COMPLETE: Final = 0
 EXIT_CUT_SHORT: Final = 75  # EX_TEMPFAIL
 
 _POLL_S: Final = 0.05
+_HANDSHAKE_S: Final = 0.05  # for handshakes that have begun, before the listeners close
 _ARBITER_GRACE_S: Final = 2.0  # for an arbiter to end after its last worker
 # gunicorn's arbiter stops accepting and ends with one signal, other roles with a port take two.
 _ARBITERS: Final = tuple(role.name for role in ROLES if role.is_arbiter)
@@ -102,13 +103,13 @@ class Drain:
             self._parts.notifier.stopping()
         self._parts.notifier.status("draining")
         self._loop.report()
-        until_s = self._now_s() + delay_s
-        while self._now_s() < until_s and not self._hurried():
-            self._loop.pump(min(_POLL_S, max(0.0, until_s - self._now_s())))
+        self._wait(delay_s)
 
     def _stop_accepting(self) -> None:
         children = self._parts.children
         children.draining = True
+        if not self._keeps_ports and self._parts.listeners.refuse_handshakes():
+            self._wait(_HANDSHAKE_S)
         children.send(_ARBITERS, signal.SIGTERM)
         children.send(_SOCKET_ROLES, signal.SIGUSR1)
         if not self._keeps_ports:
@@ -224,6 +225,11 @@ class Drain:
             return
         parts.capture.close()
         self._publish_step("backup shipped", waiting=parts.shipper.finish())
+
+    def _wait(self, delay_s: float) -> None:
+        until_s = self._now_s() + delay_s
+        while self._now_s() < until_s and not self._hurried():
+            self._loop.pump(min(_POLL_S, max(0.0, until_s - self._now_s())))
 
     def _hurried(self) -> bool:
         return self._loop.cut_short or self._now_s() >= self._deadline_s

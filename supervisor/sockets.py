@@ -32,6 +32,7 @@ from typing import Final
 from pylon.config import Config, Loaded
 from pylon.errors import StartRefused
 from pylon.roles import PORT_BY_ROLE
+from pylon.runtime.handshake_filter import refuse_handshakes
 
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4_096
@@ -45,6 +46,14 @@ class Listeners:
     ports: dict[str, int]
     warnings: tuple[str, ...] = ()
     of_systemd: frozenset[str] = frozenset()  # roles whose sockets systemd has passed
+
+    def refuse_handshakes(self) -> int:
+        """Let the sockets take no new connection, while workers accept those in the backlog. Those
+        of systemd take them further, for the next start. Return how many sockets refuse now."""
+        ours = [self.by_role[role] for role in self.by_role.keys() - self.of_systemd]
+        return sum(
+            refuse_handshakes(sock) for sock in ours if sock.family != socket.AF_UNIX
+        )
 
     def close(self) -> None:
         """Close the descriptors of this process, without a shutdown (see the module)."""

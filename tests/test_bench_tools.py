@@ -185,6 +185,21 @@ def test_a_crowd_that_comes_back_is_sent_everything(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.slow
+def test_a_reload_under_load_drops_nothing() -> None:
+    """The measurement of restarts at a small scale; its exit code says whether anything is lost."""
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "restart.py"), "--rate", "100", "--sockets", "10",
+         "--seconds", "1.5", "--only", "reload"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["requests"] > found["written"] > 0 < found["events"]
+    assert (found["sockets"], found["reconnected"], found["close_codes"]) == (10, 10, {"1012": 10})
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.slow
 def test_windows_are_what_queries_answer_after_the_measurement(tmp_path: Path) -> None:
     code, report = ran(
         "windows.py", tmp_path, "--rows", "3000", "--windows", "30", "--live", "20",

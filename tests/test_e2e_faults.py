@@ -129,6 +129,38 @@ def test_sigterm_under_load(server: PylonServer) -> None:
         assert check_nothing_lost(scores, stored) > 100
 
 
+@pytest.mark.sqlite
+def test_sigterm_answers_every_connection_that_was_made(server: PylonServer) -> None:
+    """Each client connects anew for each request. A refused connection is no fault of a server
+    that ends, but one that is made and then cut is."""
+    cut: list[str] = []
+    answered = [0] * 16
+
+    def ask(number: int) -> None:
+        while True:
+            try:
+                conn = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+            except OSError:
+                return  # refused: the server has ended
+            with conn:
+                try:
+                    conn.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    if not conn.recv(100).startswith(b"HTTP/1.1 200 "):
+                        cut.append("closed without an answer")
+                except OSError as ex:
+                    cut.append(repr(ex))
+            answered[number] += 1
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(len(answered))]
+    for asker in askers:
+        asker.start()
+    wait_until("all clients are answered", lambda: min(answered) > 20)
+    assert server.terminate() == 0
+    for asker in askers:
+        asker.join()
+    assert cut == []
+
+
 def begin_insert(server: PylonServer, n: int) -> tuple[socket.socket, bytes]:
     """A connection on which a request has been accepted and half sent, and its other half."""
     body = json.dumps({"n": n, "sender": "in flight"}).encode()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -245,6 +246,30 @@ def test_a_keep_alive_client_is_told_before_its_connection_closes(server: PylonS
     for asker in askers:
         asker.join()
     assert failed == []
+
+
+@pytest.mark.sqlite
+def test_a_reload_leaves_idle_connections_open_for_the_time_of_its_spread(
+    server: PylonServer,
+) -> None:
+    """Nobody waits for the old workers. So a client that asks once a second is answered, too."""
+    conn = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    conn.request("GET", "/health")
+    answer = conn.getresponse()
+    answer.read()
+    assert not answer.will_close
+    first = conn.sock
+    reloading = threading.Thread(target=run, args=(server, "reload"))
+    reloading.start()
+    wait_until("the old ones drain", lambda: server.status()["reload"] == "draining")
+    assert select.select([first], [], [], 1.0) == ([], [], []), "it is open after a second"
+    conn.request("POST", "/api/entities/Tick", '{"n":1,"sender":"late:1"}', {
+        "Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json",
+    })
+    answer = conn.getresponse()
+    assert (answer.status, answer.will_close) == (201, True)
+    reloading.join(60)
+    assert not reloading.is_alive()
 
 
 def test_the_pidfile_and_the_folder_of_the_run_stay(server: PylonServer) -> None:

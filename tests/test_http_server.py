@@ -276,8 +276,8 @@ def test_idle_connections_are_cheap(echo: tuple[int, subprocess.Popen[bytes]]) -
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count + 500), hard))
     try:
         with ExitStack() as stack:
-            pid = worker_of(arbiter)
             still_serves(port)
+            pid = worker_of(arbiter)  # there is one once it serves
             before = rss_bytes(pid)
             wires = [stack.enter_context(Wire(port)) for _ in range(count)]
             for wire in wires:

@@ -244,6 +244,7 @@ class HttpApplication(BaseApplication):  # type: ignore[misc]  # gunicorn has no
             worker.lines_of_all = self._process.lines_of_all
             worker.hops = self._config.trust_proxy_hops
             worker.counts = self._process.counts
+            worker.drain_spread_s = self._process.drain_spread_s
             self._process.start(lambda: worker.alive, lambda: worker.open_connections)
 
     def _end(self, arbiter: Any, worker: Any) -> None:

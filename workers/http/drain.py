@@ -1,9 +1,12 @@
 """Drain: ends the connections of an HTTP worker that stops.
 
 A client may send its next request at the moment in which the worker closes the connection, and
-then it would get no answer. So the worker closes a connection that has been idle for
+then it would get no answer. HTTP/1.1 has no means against that (RFC 9112 §9.3.1 has clients repeat
+idempotent requests). So the worker closes a connection only after it has been idle for
 `limits.HTTP_DRAIN_IDLE_S`, and answers a request that comes before with ``Connection: close``.
-After the grace period the worker closes the rest. A long drain logs why it waits.
+While other workers serve, as in a reload, nobody waits for the end of the drain. Then it closes no
+idle connection in the first PYLON_DRAIN_SPREAD_S. After the grace period the worker closes the
+rest. A long drain logs why it waits.
 
 Invariant: when `drain` returns, no connection is open. Log events: drain.waiting, drain.deadline.
 Called by `loop`.
@@ -29,20 +32,23 @@ _REPORT_S: Final = 2.0  # between two log lines
 _log = log.get_logger("http")
 
 
-def drain(loop: Loop, grace_s: float, notify: Callable[[], None]) -> None:
+def drain(
+    loop: Loop, grace_s: float, spread_s: Callable[[], float], notify: Callable[[], None]
+) -> None:
     """End all connections of `loop`, which accepts no more.
 
     Args:
         grace_s: after this time the remaining connections are closed.
+        spread_s: returns for how long no idle connection is closed; asked again in each step.
         notify: called again and again meanwhile.
     """
     connections = loop.connections
-    deadline_s = loop.now_s + grace_s
+    begun_s = loop.now_s
+    deadline_s = begun_s + grace_s
     report_s = loop.now_s + _REPORT_S
     while connections:
-        for connection in list(connections.values()):
-            if _is_quiet(connection, loop.now_s) and not connection.has_arrived():
-                connection.abort()
+        if loop.now_s >= begun_s + spread_s():
+            _close_idle(loop)
         if loop.now_s >= deadline_s:
             _log.warning("drain.deadline", cut=len(connections), **_waits(loop))
             break
@@ -54,6 +60,12 @@ def drain(loop: Loop, grace_s: float, notify: Callable[[], None]) -> None:
         gevent.sleep(_STEP_S)
     for connection in list(connections.values()):
         connection.abort()
+
+
+def _close_idle(loop: Loop) -> None:
+    for connection in list(loop.connections.values()):
+        if _is_quiet(connection, loop.now_s) and not connection.has_arrived():
+            connection.abort()
 
 
 def _is_quiet(connection: Connection, now_s: float) -> bool:

@@ -139,17 +139,20 @@ class Loop:
             elif connection.deadline_s - now_s < limits.HTTP_KEEPALIVE_S - _FORGET_S:
                 connection.forget()
 
-    def drain(self, grace_s: float, notify: Callable[[], None]) -> None:
+    def drain(
+        self, grace_s: float, spread_s: Callable[[], float], notify: Callable[[], None]
+    ) -> None:
         """Accept no more, answer requests that have arrived, and return without connections.
 
         Args:
             grace_s: after this time the remaining connections are closed.
+            spread_s: returns for how long no idle connection is closed.
             notify: called again and again meanwhile.
         """
         self.read_clock()
         self._accepting.close()
         self.draining = True
-        drain(self, grace_s, notify)
+        drain(self, grace_s, spread_s, notify)
         self._poller.close()
 
     def _begin_turn(self) -> None:

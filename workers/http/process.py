@@ -147,6 +147,11 @@ class HttpProcess:
             greenlet.link_exception(_end_this_worker)
         freeze()
 
+    def drain_spread_s(self) -> float:
+        """Return for how long a draining worker closes no idle connection: PYLON_DRAIN_SPREAD_S
+        while other workers serve, 0 while the whole server ends and its clients wait for that."""
+        return 0.0 if self._readiness.is_draining else self._booted.app.config.drain_spread_s
+
     def close(self) -> None:
         """Close the connections to the bus and the store."""
         gevent.killall(self._greenlets)

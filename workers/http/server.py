@@ -1,8 +1,8 @@
 """gunicorn's worker class for the HTTP role: signals, heartbeat, the order of the end.
 
-Connections and requests belong to `loop`. After SIGTERM the worker accepts no more. It closes idle
-connections at once, and others after the response to their request. The worker ends with its last
-connection, or after `graceful_timeout`.
+Connections and requests belong to `loop`. After SIGTERM the worker accepts no more. It closes each
+connection after the response to its next request, or when it has been idle for a while (`drain`).
+The worker ends with its last connection, or after `graceful_timeout`.
 
 Invariant: the hub of gevent is made in the worker, after the fork. Made by gunicorn in the arbiter.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import gevent
@@ -35,6 +36,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
         self.lines_of_all = b""  # header lines of every answer; after the fork
         self.hops = 0  # trusted proxies in front
         self.counts: Any = None  # `workers.net.counts.SharedCounts`; after the fork
+        self.drain_spread_s: Callable[[], float] = lambda: 0.0
         self._loop: Loop | None = None  # after the fork
         self._stopping: Event | None = None  # made after the fork
         self.status_changed: Event | None = None  # of `WorkerContext`; after the fork
@@ -64,7 +66,7 @@ class HttpWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
                 self._stopping.wait(_HEARTBEAT_S)
                 loop.sweep()
         loop.running.drain()
-        loop.drain(self.cfg.graceful_timeout, self.notify)
+        loop.drain(self.cfg.graceful_timeout, self.drain_spread_s, self.notify)
 
     def notify(self) -> None:
         """Tell the arbiter that we live, and end if it does not."""

@@ -50,6 +50,11 @@ class Readiness:
         self._report = report
         self._reported_s = self._clock.monotonic_s()
 
+    @property
+    def is_draining(self) -> bool:
+        """Return whether the whole server is ending, by the newest report."""
+        return self._report is not None and self._report.draining
+
     def store_problem(self) -> str | None:
         """Return why the store cannot be read, or None."""
         try:
