@@ -16,6 +16,7 @@ from tests.support import process_guard, stores
 from tests.support.cli import Ctl, make_ctl
 from tests.support.examples import DEFAULT_EXAMPLES, count_examples
 from tests.support.manifests import notes_app
+from tests.support.module_order import order_items
 from tests.support.postgres import PostgresServer, drop_schema, find_programs, make_schema
 from tests.support.rooms import RoomServer
 from tests.support.server import PylonServer
@@ -78,10 +79,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     process_guard.mark_items(items)
-    others = [item for item in items if not config.stash[CHOICE].runs(item)]
-    if others:  # of the store that `--store` leaves out
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in set(others)]
+    wanted = [item for item in items if config.stash[CHOICE].runs(item)]
+    kept = set(wanted)
+    if len(kept) < len(items):  # others are of the store that `--store` leaves out
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = order_items(wanted)
 
 
 @pytest.hookimpl(wrapper=True)
