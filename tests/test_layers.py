@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,28 +118,31 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def all_imports() -> Iterator[Import]:
+@cache  # not at import: workers of xdist import this module and may run none of its tests
+def all_imports() -> tuple[Import, ...]:
     """Every import of ours; `from package import module` is one of the module."""
     known = modules()
+    found = []
     for module, path in known.items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                for alias in node.names:
-                    yield Import(module, alias.name, node.lineno)
+                found += [Import(module, alias.name, node.lineno) for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module is not None:
-                for alias in node.names:
-                    full = f"{node.module}.{alias.name}"
-                    yield Import(module, full if full in known else node.module, node.lineno)
+                full_names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found += [
+                    Import(module, full if full in known else node.module, node.lineno)
+                    for full in full_names
+                ]
+    return tuple(found)
 
 
-IMPORTS = tuple(all_imports())
 LAYER_OF = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 
 
 def between_units() -> Iterator[tuple[str, str, Import]]:
     """The imports of one unit of ours by another. The root package has only short names for apps,
     which it loads when they are asked for."""
-    for found in IMPORTS:
+    for found in all_imports():
         user, used = unit_of(found.module), unit_of(found.imported)
         if found.imported.split(".")[0] in PACKAGES and user != used and "pylon" not in (
             user, used
@@ -185,7 +189,7 @@ def test_every_exception_is_needed() -> None:
 
 def test_a_driver_is_imported_in_its_packages_only() -> None:
     strangers = [
-        str(found) for found in IMPORTS
+        str(found) for found in all_imports()
         if (homes := DRIVERS.get(found.imported.split(".")[0])) is not None
         and not f"{found.module}.".startswith(tuple(f"{home}." for home in homes))
     ]
@@ -194,7 +198,7 @@ def test_a_driver_is_imported_in_its_packages_only() -> None:
 
 def test_nobody_but_the_factory_knows_a_backend() -> None:
     strangers = [
-        str(found) for found in IMPORTS
+        str(found) for found in all_imports()
         for backend, factory in BACKENDS.items()
         if f"{found.imported}.".startswith(f"{backend}.")
         and not f"{found.module}.".startswith(f"{backend}.") and found.module != factory
