@@ -1,4 +1,4 @@
-"""The cost of a session for a read: get by id without a session, with a token, and with a cookie.
+"""The cost of a session for a read: get by id without a session, with a token, a cookie, and a JWT.
 
     python bench/session_reads.py [--seconds 3] [--rounds 5] [--connections 16]
 
@@ -11,15 +11,34 @@ loopback, with wrk.
 from __future__ import annotations
 
 import argparse
+import base64
+import hmac
+import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import server as srv
 from http_load import ROWS, run_wrk, wrk_script
 
+SECRET = "0123456789abcdef" * 2  # of JWTs
 READ = 'return get("/api/entities/Item/" .. row_id())'
+
+
+def sign_jwt(user_id: str) -> str:
+    """Return a JWT as a backend that has the secret makes it."""
+    now_s = int(time.time())
+    claims = {"iss": "pylon", "sub": user_id, "iat": now_s, "exp": now_s + 3_600}
+    parts = [{"alg": "HS256", "typ": "JWT"}, claims]
+    text = ".".join(encode(json.dumps(part).encode()) for part in parts)
+    return f"{text}.{encode(hmac.digest(SECRET.encode(), text.encode(), 'sha256'))}"
+
+
+def encode(raw: bytes) -> str:
+    """Return bytes as base64url without padding."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def main() -> int:
@@ -33,7 +52,7 @@ def main() -> int:
     if wrk is None:
         print("session_reads: skipped: wrk is not installed (make test-tools)")
         return 0
-    with srv.served(PYLON_HTTP_WORKERS="1") as server:
+    with srv.served(PYLON_HTTP_WORKERS="1", PYLON_JWT_SECRET=SECRET) as server:
         ids = srv.fill(server, ROWS)
         minted = server.request("POST", "/api/auth/session", {"user_id": "ada"})["token"]
         with_token = wrk_script(minted, "x", ids, READ)
@@ -41,6 +60,7 @@ def main() -> int:
         scripts = {
             "none": with_token.replace(line, ""),
             "token": with_token,
+            "jwt": wrk_script(sign_jwt("ada"), "x", ids, READ),
             "cookie": with_token.replace(line, f'["Cookie"] = "bench_session={minted}", '),
         }
         rates: dict[str, list[float]] = {name: [] for name in scripts}

@@ -175,6 +175,8 @@ OP_ID_CHARS: Final = 200
 
 SESSION_CACHE_S: Final = 0.9  # a worker looks up a request's credentials again after this time
 SESSION_CACHE_ENTRIES: Final = 10_000  # cached credentials, for each worker process
+JWT_CLAIMS_S: Final = 60.0  # a worker has a JWT verified again after this time
+JWT_CLAIMS_ENTRIES: Final = 4_096  # verified JWTs, for each worker process; about 0.5 KiB each
 
 TURN_EVENTS: Final = 500  # in one write to a socket; the next turn sends the rest
 TURN_BYTES: Final = 256 * 1024  # row images in one write, about

@@ -25,6 +25,7 @@ from pylon.auth.org_roles import in_its_org
 from pylon.auth.session_life import ROTATION_GRACE_S, is_over, session_life
 from pylon.auth.sessions import count_again, count_jwt, count_key, resolve
 from pylon.auth.tokens import UnprivilegedToken, is_jwt
+from pylon.auth.verified_jwts import VerifiedJwts
 from pylon.auth_context import Caller
 from pylon.clock import NS_PER_S, Clock
 from pylon.storage.interface import Reader, Store, read_settled
@@ -60,8 +61,8 @@ class UsedSessions:
 class SessionCache(Generic[Credentials]):
     """The cache of one process."""
 
-    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_known", "_life", "_manifest",
-                 "_stale_s", "_store", "_used_sessions", "_verify_jwt")
+    __slots__ = ("_clock", "_config", "_ends", "_forgotten", "_jwts", "_known", "_life",
+                 "_manifest", "_stale_s", "_store", "_used_sessions")
 
     def __init__(
         self, app: App, store: Store, clock: Clock,
@@ -76,7 +77,7 @@ class SessionCache(Generic[Credentials]):
             verify_jwt: has the identity process check a JWT; raises InvalidJwt or Unavailable. It
                 switches greenlets. None: there are no JWTs.
         """
-        self._verify_jwt = verify_jwt
+        self._jwts = None if verify_jwt is None else VerifiedJwts(verify_jwt, clock)
         self._used_sessions = UsedSessions() if used_sessions is None else used_sessions
         self._config = app.config
         self._manifest = app.manifest
@@ -169,9 +170,9 @@ class SessionCache(Generic[Credentials]):
 
     def _look_up_jwt(self, carried: Credentials, token: str) -> Caller:
         """Return the caller of a JWT. Raises as `look_up`."""
-        if self._verify_jwt is None:
+        if self._jwts is None:
             raise invalid_jwt()
-        claims = self._verify_jwt(token)
+        claims = self._jwts.verify(token)
         clock, manifest = self._clock, self._manifest
         now_s, wall_s = clock.monotonic_s(), clock.wall_ns() / NS_PER_S
 

@@ -14,6 +14,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from pylon import config as settings
+from pylon import limits
 from pylon.auth.jwts import READONLY, ROLES, SCOPES, TENANT
 from pylon.errors import StartRefused
 from pylon.setting_checks import refuse_unsafe
@@ -200,7 +201,7 @@ def test_a_change_of_the_secret_keeps_the_tokens_of_the_one_before(stage: ApiSta
     )
     assert code_of(me(stage, wrong)) == (401, "INVALID_JWT")
     change_secret(stage, jwt_secret=OTHER)
-    stage.clock.advance(1.0)
+    stage.clock.advance(limits.JWT_CLAIMS_S)  # workers that were not replaced forget it, too
     assert me(stage, new).json["user_id"] == user_id
     assert code_of(me(stage, old)) == (401, "INVALID_JWT")
 
@@ -297,6 +298,31 @@ def test_new_keys_of_the_issuer_are_fetched_at_most_once_a_minute(
         stage.clock.advance(60)
         me(stage, foreign(stage, issuer, unknown))
         assert issuer.paths().count("/jwks") == 3
+
+
+def test_a_signature_is_verified_once_a_minute_and_a_user_each_second(stage: ApiStage) -> None:
+    session, _ = account(stage)
+    token = mint(stage, session)
+    assert me(stage, token).status_code == 200
+    change_secret(stage, jwt_secret=OTHER)  # the key of the token is gone
+    stage.clock.advance(50)
+    assert me(stage, token).status_code == 200
+    stage.clock.advance(11)
+    assert code_of(me(stage, token)) == (401, "INVALID_JWT")
+
+
+def test_a_withdrawn_key_of_the_issuer_verifies_no_longer_than_its_keys_are_kept(
+    tmp_path: Path, issuer: Issuer
+) -> None:
+    with with_issuer(tmp_path, issuer) as stage:
+        token = foreign(stage, issuer, exp=stage.clock.wall_ns() // 10**9 + 9_000)
+        assert me(stage, token).status_code == 200
+        new = ECKey.generate_key("P-256", {"kid": "k2"})
+        issuer.answers["/jwks"] = json_answer(
+            {"keys": [{**new.as_dict(private=False), "use": "sig"}]}
+        )
+        stage.clock.advance(3_700)
+        assert code_of(me(stage, token)) == (401, "INVALID_JWT")
 
 
 def test_an_issuer_that_is_down_makes_nobody_anonymous(tmp_path: Path, issuer: Issuer) -> None:
