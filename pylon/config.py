@@ -120,6 +120,12 @@ class Config:
     login_url: str
     hibp: bool
     pwned_file: str | None
+    disposable_file: str | None
+    captcha_provider: str | None
+    captcha_site_key: str | None
+    captcha_secret: str | None = field(repr=False)
+    captcha_verify_url: str | None
+    captcha_script_url: str | None
     google_native_client_ids: tuple[str, ...]
     apple_native_client_ids: tuple[str, ...]
     app: str | None

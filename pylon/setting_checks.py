@@ -54,6 +54,7 @@ def unsafe_settings(config: Config) -> Iterator[str]:
     yield from _provider_problems(config)
     yield from _passkey_problems(config)
     yield from _jwt_problems(config)
+    yield from _captcha_problems(config)
     yield from _mail_problems(config)
     yield from _database_problems(config)
     yield from _cluster_problems(config)
@@ -226,6 +227,35 @@ def _jwt_problems(config: Config) -> Iterator[str]:
             f"PYLON_JWT_JWKS_ISSUER and PYLON_JWT_ISSUER are both {config.jwt_issuer!r}: "
             "give this server's JWTs another issuer"
         )
+
+
+def _captcha_problems(config: Config) -> Iterator[str]:
+    """Yield why captchas would be asked for in vain, or tell their secret."""
+    others = {
+        "PYLON_CAPTCHA_SECRET": config.captcha_secret,
+        "PYLON_CAPTCHA_SITE_KEY": config.captcha_site_key,
+        "PYLON_CAPTCHA_VERIFY_URL": config.captcha_verify_url,
+        "PYLON_CAPTCHA_SCRIPT_URL": config.captcha_script_url,
+    }
+    if config.captcha_provider is None:
+        for name, value in others.items():
+            if value is not None:
+                yield f"{name} is set without PYLON_CAPTCHA_PROVIDER: set that, or unset it"
+        return
+    if config.captcha_secret is None:
+        yield (
+            "PYLON_CAPTCHA_PROVIDER is set without PYLON_CAPTCHA_SECRET: nothing could be checked; "
+            "set the secret that the service gave you"
+        )
+    if config.captcha_site_key is None and config.auth_page:
+        yield (
+            "PYLON_CAPTCHA_PROVIDER is set without PYLON_CAPTCHA_SITE_KEY: nobody could register "
+            "on the page /auth/; set it, or PYLON_AUTH_PAGE=false"
+        )
+    for name in ("PYLON_CAPTCHA_VERIFY_URL", "PYLON_CAPTCHA_SCRIPT_URL"):
+        url = others[name]
+        if url is not None and not (url.startswith("https://") or config.dev_mode):
+            yield f"{name} is {url}: whoever is on the way could solve all captchas; write https://"
 
 
 def _database_problems(config: Config) -> Iterator[str]:

@@ -336,6 +336,20 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_PWNED_FILE", "pwned_file", _text, None,
             "A sorted file of SHA-1 hashes of stolen passwords, for example that of Have I Been "
             "Pwned ordered by hash; a new password that is in it is refused."),
+    Setting("PYLON_DISPOSABLE_FILE", "disposable_file", _text, None,
+            "A file with a domain on each line, of which no new account may have its address: "
+            "mailboxes for ten minutes (docs/auth.md)."),
+    Setting("PYLON_CAPTCHA_PROVIDER", "captcha_provider", _choice("turnstile", "hcaptcha"), None,
+            "The service of which registrations, and mails that anybody may ask for, need a "
+            "captcha (docs/auth.md)."),
+    Setting("PYLON_CAPTCHA_SITE_KEY", "captcha_site_key", token, None,
+            "The public key of the service, for the widget of the sign-in page."),
+    Setting("PYLON_CAPTCHA_SECRET", "captcha_secret", token, None,
+            "The secret of the service, by which this server asks about captchas.", secret=True),
+    Setting("PYLON_CAPTCHA_VERIFY_URL", "captcha_verify_url", url("http", "https"), None,
+            "The URL of another service with the same protocol (siteverify)."),
+    Setting("PYLON_CAPTCHA_SCRIPT_URL", "captcha_script_url", url("http", "https"), None,
+            "The URL of that service's widget."),
     Setting("PYLON_GOOGLE_NATIVE_CLIENT_IDS", "google_native_client_ids", words, "",
             "Comma list of client ids of native apps, whose ID tokens of Google sign in."),
     Setting("PYLON_APPLE_NATIVE_CLIENT_IDS", "apple_native_client_ids", words, "",

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pylon.auth.cookies import cookie_name
+from pylon.auth.disposable_domains import disposable_domains
 from pylon.auth.password_rules import password_rules
 from pylon.auth.secret_key import probe_problem, read_keys
 from pylon.bus.runtime import refuse_unfit_runtime_dir
@@ -43,6 +44,7 @@ def load_checked(loaded: Loaded) -> Manifest:
         raise StartRefused(text)
     read_keys(loaded.config)
     password_rules(loaded.config, manifest)
+    disposable_domains(loaded.config)
     load_templates(loaded.config)
     return manifest
 
@@ -110,6 +112,7 @@ def find_problems(
             yield StartRefused(text)
         try:
             password_rules(config, manifest)
+            disposable_domains(config)
             load_templates(config)
         except StartRefused as ex:
             yield ex

@@ -144,6 +144,37 @@ class InvalidToken(PylonError):
     status = 401
 
 
+class DisposableEmail(PylonError):
+    """The address is of a domain that gives mailboxes to anybody for a few minutes.
+
+    Remedy: use an address that you keep. The operator chooses the domains
+    (`PYLON_DISPOSABLE_FILE`).
+    """
+
+    code = "DISPOSABLE_EMAIL"
+    status = 400
+
+
+class CaptchaRequired(PylonError):
+    """The request needs the token of a captcha, and has none.
+
+    Remedy: show the widget of the service, and send its token as `captcha` in the body.
+    """
+
+    code = "CAPTCHA_REQUIRED"
+    status = 400
+
+
+class CaptchaFailed(PylonError):
+    """The service of captchas does not know the token, or it was used before.
+
+    Remedy: have another captcha solved. A token counts once, and for a few minutes.
+    """
+
+    code = "CAPTCHA_FAILED"
+    status = 403
+
+
 class EmailTaken(PylonError):
     """Another account has the address.
 

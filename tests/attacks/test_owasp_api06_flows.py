@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attacks.standards import check_items, not_applicable, proved
+from tests.attacks.standards import check_items, proved
 from tests.support.api import ApiStage, serve_api
 from tests.support.manifests import sign_in_app
 
@@ -42,10 +42,11 @@ ITEMS = {
         "test_request_rates.py::test_inserts_count_on_every_path",
         "test_request_rates.py::test_a_rule_counts_per_what_it_says",
     ),
-    "captcha": not_applicable(
-        "programs that answer as people do",
-        "A question that only people answer needs a service of others; the app may ask one before "
-        "it calls the routes. The rates above hold for people and programs alike.",
+    "captcha": proved(
+        "programs that answer as people do: with PYLON_CAPTCHA_PROVIDER they need a captcha",
+        "identity/test_captcha.py::"
+        "test_what_anybody_may_ask_for_needs_a_captcha_that_counts_once",
+        "identity/test_captcha.py::test_a_service_that_is_away_lets_nobody_through",
     ),
 }
 

@@ -24,6 +24,7 @@ from pylon.api.application import make_app
 from pylon.api.services import Connections, Services, make_services
 from pylon.api.sync.hints import HintPublisher
 from pylon.app import build_app
+from pylon.auth.disposable_domains import disposable_domains
 from pylon.auth.issue import session_issuer
 from pylon.auth.jwts import JwtClaims, takes_jwts
 from pylon.auth.keys import Keys
@@ -46,6 +47,7 @@ from pylon.rooms.service import RoomService
 from pylon.storage.interface import Store, WriteEngine
 from pylon.storage.ops import WriteOp, WriteReply, WriteRequest
 from tests.support.database import Database
+from workers.identity.captcha import make_captcha
 from workers.identity.execution import execute
 from workers.identity.hashing import HashPool
 from workers.identity.identity import Identity
@@ -231,7 +233,8 @@ def serve_api(
         app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
         keys=keys, rules=password_rules(config, parsed), issuer=session_issuer(app), mails=mails,
         providers=make_providers(app), jwts=make_jwts(config, clock),
-        wake_mail=lambda: None,
+        wake_mail=lambda: None, captcha=make_captcha(config),
+        disposable=disposable_domains(config),
         send_signal=signals.append,
     )
     services = make_services(app, folder / "control.sock")

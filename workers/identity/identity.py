@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from pylon.api.services import Writer
 from pylon.app import App
+from pylon.auth.disposable_domains import DisposableDomains
 from pylon.auth.issue import SessionIssuer
 from pylon.auth.keys import Keys
 from pylon.auth.password_rules import PasswordRules
@@ -26,6 +27,9 @@ from pylon.storage.interface import Store
 from workers.identity.hashing import HashPool
 from workers.identity.jwts import Jwts
 from workers.identity.providers.client import Provider
+
+if TYPE_CHECKING:
+    from workers.identity.captcha import CaptchaCheck
 
 T = TypeVar("T")
 
@@ -44,6 +48,8 @@ class Identity:
     providers: Mapping[str, Provider]  # by name
     jwts: Jwts
     mails: Mails
+    captcha: CaptchaCheck | None  # None: no captchas
+    disposable: DisposableDomains
     wake_mail: Callable[[], None]  # after the commit of a mail
     send_signal: Callable[[Signal], None]
 

@@ -79,6 +79,7 @@ def sign_in_by_mailbox(
 
     Raises:
         TotpRequired: see `workers.identity.sign_in`.
+        DisposableEmail: there is no account, and none is made for this address.
     """
     for _ in range(TRIES):
         try:
@@ -96,6 +97,7 @@ def _sign_in_once(
     proof: list[Step] = []
     account = find_account(identity, email)
     if account is None:
+        identity.disposable.refuse(email)
         user_id, made = new_user(identity, email, is_verified=True)
         steps += made
     else:

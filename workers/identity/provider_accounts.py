@@ -157,6 +157,8 @@ def _new_link(
     email = _address_of(identity, profile)
     account = None if email is None else find_account(identity, email)
     if email is None or account is None:
+        if email is not None:
+            identity.disposable.refuse(email)
         user_id, steps = new_user(
             identity, email, is_verified=email is not None and profile.is_email_verified,
             name=profile.name, fields={"avatarUrl": profile.avatar_url},

@@ -25,6 +25,7 @@ from gevent.event import Event
 
 from pylon import log
 from pylon.app import App
+from pylon.auth.disposable_domains import disposable_domains
 from pylon.auth.issue import session_issuer
 from pylon.auth.password_rules import PasswordRules, password_rules
 from pylon.auth.secret_key import read_keys
@@ -97,7 +98,7 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
     """Import the flows, and return the `Identity` that they get.
 
     Raises:
-        StartRefused: there is no secret key, or a list of passwords cannot be read.
+        StartRefused: there is no secret key, or a list of passwords or domains cannot be read.
     """
     hashing = importlib.import_module("workers.identity.hashing")
     services = importlib.import_module("workers.identity.identity")
@@ -118,6 +119,8 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
         providers=clients.make_providers(app),
         jwts=importlib.import_module("workers.identity.jwts").make_jwts(app.config, app.clock),
         mails=mails, wake_mail=woken.set,
+        captcha=importlib.import_module("workers.identity.captcha").make_captcha(app.config),
+        disposable=disposable_domains(app.config),
         send_signal=SignalSender(booted.runtime).send,
     )
 

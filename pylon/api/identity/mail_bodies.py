@@ -26,9 +26,10 @@ _Token = Annotated[
 
 
 class SendBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The address that gets a code."""
+    """The address that gets a code. `captcha`: the token of a widget, if the server asks for it."""
 
     email: _Email
+    captcha: str | None = None
 
 
 class VerifyCodeBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +44,7 @@ class SendLinkBody(msgspec.Struct, frozen=True, kw_only=True):
 
     email: _Email
     callback: Annotated[str, Meta(max_length=2_000)] | None = None
+    captcha: str | None = None
 
 
 class CodeBody(msgspec.Struct, frozen=True, kw_only=True):

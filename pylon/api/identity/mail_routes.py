@@ -9,23 +9,25 @@ from pylon.api.identity import mail_bodies
 from pylon.api.identity.route import IdentityRoute
 
 _MAIL: Final = (errors.EmailNotConfigured, errors.RateLimited)  # of routes that send a mail
+_CAPTCHA: Final = (errors.CaptchaRequired, errors.CaptchaFailed)
 _SIGN_IN: Final = (errors.TotpRequired, errors.AccountLocked)  # of routes that end in a session
 
 MAIL_ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "POST", "/api/auth/magic/send", "send_magic_code", "anyone", "Mail a code to sign in by",
-        {200: mail_bodies.Sent}, mail_bodies.SEND, (*_MAIL, errors.InvalidEmail),
+        {200: mail_bodies.Sent}, mail_bodies.SEND, (*_MAIL, *_CAPTCHA, errors.InvalidEmail),
         hides_account=True,
     ),
     IdentityRoute(
         "POST", "/api/auth/magic/verify", "verify_magic_code", "anyone", "Sign in by a code",
         {200: mail_bodies.SignedIn}, mail_bodies.VERIFY_CODE,
-        (errors.InvalidEmail, errors.InvalidCode, errors.RateLimited, *_SIGN_IN),
+        (errors.InvalidEmail, errors.InvalidCode, errors.RateLimited, errors.DisposableEmail,
+         *_SIGN_IN),
     ),
     IdentityRoute(
         "POST", "/api/auth/magic-link/send", "send_magic_link", "anyone",
         "Mail a link to sign in by", {200: mail_bodies.Sent}, mail_bodies.SEND_LINK,
-        (*_MAIL, errors.InvalidEmail, errors.UntrustedRedirect), hides_account=True,
+        (*_MAIL, *_CAPTCHA, errors.InvalidEmail, errors.UntrustedRedirect), hides_account=True,
     ),
     IdentityRoute(
         "GET", "/api/auth/magic-link/verify", "open_magic_link", "anyone",
@@ -34,7 +36,8 @@ MAIL_ROUTES: Final[tuple[IdentityRoute, ...]] = (
     ),
     IdentityRoute(
         "POST", "/api/auth/magic-link/verify", "verify_magic_link", "anyone", "Sign in by a link",
-        {200: mail_bodies.SignedIn, 302: None}, mail_bodies.LINK, (errors.InvalidToken, *_SIGN_IN),
+        {200: mail_bodies.SignedIn, 302: None}, mail_bodies.LINK,
+        (errors.InvalidToken, errors.DisposableEmail, *_SIGN_IN),
         takes_form=True, takes_any_origin=True,  # the form has its nonce
     ),
     IdentityRoute(
@@ -52,7 +55,8 @@ MAIL_ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
         "POST", "/api/auth/email/change/request", "request_email_change", "fresh",
         "Mail a link that changes the caller's address", {200: mail_bodies.Sent},
-        mail_bodies.CHANGE_EMAIL, (*_MAIL, errors.InvalidEmail, errors.UserNotFound),
+        mail_bodies.CHANGE_EMAIL,
+        (*_MAIL, errors.InvalidEmail, errors.DisposableEmail, errors.UserNotFound),
     ),
     IdentityRoute(
         "GET", "/email-change/confirm", "open_email_change", "anyone",

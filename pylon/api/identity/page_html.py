@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pylon.auth.captcha_services import CaptchaService
 from pylon.auth.origin import origin_of
 
 FieldKind = Literal["email", "password", "new-password", "name", "code", "check", "hidden"]
@@ -42,6 +43,7 @@ color:inherit;background:transparent;border:1px solid currentColor;border-radius
 button{width:100%%;margin-top:1.5rem;padding:.7rem;font:inherit;font-weight:600;cursor:pointer;
 border:0;border-radius:.4rem;background:var(--accent);color:%(on_accent)s}
 :focus-visible{outline:3px solid var(--accent);outline-offset:2px}
+.widget{margin-top:1rem}
 .error{margin:0;padding:.7rem;border-left:4px solid #c62828;font-weight:600}
 form[hidden]{display:none}
 form+form button{margin-top:.75rem;background:transparent;color:inherit;
@@ -85,7 +87,7 @@ class PageStyle:
         self._digest = base64.b64encode(digest).decode()
 
     def headers(
-        self, next_page: str, *, has_script: bool = False
+        self, next_page: str, *, has_script: bool = False, widget_sources: str = ""
     ) -> tuple[tuple[str, str], ...]:
         """Return the headers of a page whose form may lead to `next_page`, which is checked.
 
@@ -93,13 +95,16 @@ class PageStyle:
 
         Args:
             has_script: the page has the button for passkeys, whose script asks this server.
+            widget_sources: the origins of a captcha's scripts, frames and styles.
         """
         origin = origin_of(next_page)
         targets = "'self'" if origin == "null" else f"'self' {origin}"
+        sources = " ".join(["'self'"] * has_script + [widget_sources] * bool(widget_sources))
+        frames = f"frame-src {widget_sources}; " if widget_sources else ""
         return (
             ("content-security-policy",
-             f"default-src 'none'; style-src 'sha256-{self._digest}'; "
-             + ("script-src 'self'; connect-src 'self'; " if has_script else "")
+             f"default-src 'none'; style-src 'sha256-{self._digest}' {widget_sources}".rstrip()
+             + "; " + (f"script-src {sources}; connect-src {sources}; " if sources else "") + frames
              + f"form-action {targets}; frame-ancestors 'none'; base-uri 'none'"),
             ("x-robots-tag", "noindex"),
             ("cache-control", "no-store"),
@@ -108,9 +113,10 @@ class PageStyle:
 
 def form_html(
     action: str, fields: Sequence[Field], button: str, values: Mapping[str, str], *,
-    has_error: bool,
+    has_error: bool, widget: str = "",
 ) -> str:
-    """Return a form. `values` are shown where the field may keep one."""
+    """Return a form. `values` are shown where the field may keep one. `widget` is HTML, above the
+    button."""
     parts = []
     for number, field in enumerate(fields):
         value = html.escape(values.get(field.name, ""))
@@ -131,16 +137,25 @@ def form_html(
                 f'<input id="{name}" name="{name}" {_INPUTS[field.kind]}{kept}{wrong}{focus}>'
             )
     return (
-        f'<form method="post" action="{html.escape(action)}">{"".join(parts)}'
+        f'<form method="post" action="{html.escape(action)}">{"".join(parts)}{widget}'
         f"<button>{html.escape(button)}</button></form>"
+    )
+
+
+def captcha_html(service: CaptchaService, site_key: str) -> str:
+    """Return the element into which the script of a service puts its widget."""
+    return (
+        f'<div class="widget {html.escape(service.widget)}" '
+        f'data-sitekey="{html.escape(site_key)}"></div>'
+        "<noscript><p>This form needs a script of the captcha.</p></noscript>"
     )
 
 
 def page_html(
     style: PageStyle, title: str, *, error: str = "", text: str = "", form: str = "",
-    links: Sequence[Link] = (), script: str = "", providers: Sequence[Link] = (),
+    links: Sequence[Link] = (), scripts: Sequence[str] = (), providers: Sequence[Link] = (),
 ) -> bytes:
-    """Return a whole page. `form` is HTML, `script` the path of a script, all else is text."""
+    """Return a whole page. `form` is HTML, `scripts` are URLs, all else is text."""
     body = f"<h1>{html.escape(title)}</h1>"
     if error:
         body += f'<p id="error" class="error" role="alert">{html.escape(error)}</p>'
@@ -148,7 +163,7 @@ def page_html(
         body += f"<p>{html.escape(text)}</p>"
     body += form + _nav("Providers", providers, "providers") + _nav("Other ways", links)
     name = f"Error: {title}" if error else title
-    loads = f'<script src="{html.escape(script)}" defer></script>' if script else ""
+    loads = "".join(f'<script src="{html.escape(url)}" defer></script>' for url in scripts)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -1,7 +1,8 @@
 """Request bodies and answers of sign-in by password (spec/identity.md §1.3).
 
 A password that is missing is refused by the flow, after it has looked at the address; so the struct
-takes a body without one, and the route says that it is required.
+takes a body without one, and the route says that it is required. `captcha` is the token of a
+widget, for servers that ask for one (PYLON_CAPTCHA_PROVIDER).
 
 Called by `pylon.api.identity.routes` and by the flows.
 """
@@ -28,6 +29,7 @@ class RegisterBody(msgspec.Struct, frozen=True, kw_only=True):
     email: Annotated[Filled, _EMAIL]
     password: Annotated[str | None, _TEXT] = None
     display_name: Annotated[str | None, _TEXT] = msgspec.field(name="displayName", default=None)
+    captcha: Annotated[str | None, _TEXT] = None
 
     def __repr__(self) -> str:
         return "RegisterBody()"
@@ -60,6 +62,7 @@ class ResetRequestBody(msgspec.Struct, frozen=True, kw_only=True):
     """The address to which a link for a new password goes."""
 
     email: Annotated[Filled, _EMAIL]
+    captcha: Annotated[str | None, _TEXT] = None
 
     def __repr__(self) -> str:
         return "ResetRequestBody()"

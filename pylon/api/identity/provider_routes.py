@@ -11,7 +11,7 @@ from pylon.api.identity.route import IdentityRoute
 _ERRORS: Final = (
     errors.ProviderNotFound, errors.MissingField, errors.AccessDenied,
     errors.OauthTokenExchangeFailed, errors.OauthEmailNotVerified, errors.AlreadyLinked,
-    errors.UserCreateFailed, errors.TotpRequired, errors.AccountLocked,
+    errors.UserCreateFailed, errors.TotpRequired, errors.AccountLocked, errors.DisposableEmail,
 )
 
 PROVIDER_ROUTES: Final[tuple[IdentityRoute, ...]] = (
@@ -52,7 +52,8 @@ PROVIDER_ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "Exchange the code of a redirect to a native app for a session",
         {200: bodies.ReturnAnswer}, bodies.EXCHANGE,
         (errors.MissingField, errors.InvalidCode, errors.OauthEmailNotVerified,
-         errors.UserCreateFailed, errors.TotpRequired, errors.AccountLocked, errors.RateLimited),
+         errors.UserCreateFailed, errors.TotpRequired, errors.AccountLocked, errors.RateLimited,
+         errors.DisposableEmail),
     ),
     IdentityRoute(
         "GET", "/api/auth/accounts", "accounts", "session",

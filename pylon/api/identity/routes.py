@@ -43,7 +43,8 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         raises=(
             errors.MissingEmail, errors.InvalidEmail, errors.MissingPassword, errors.WeakPassword,
             errors.PasswordTooLong, errors.PwnedPassword, errors.InvalidName, errors.EmailTaken,
-            errors.UserCreateFailed, errors.RateLimited,
+            errors.UserCreateFailed, errors.RateLimited, errors.DisposableEmail,
+            errors.CaptchaRequired, errors.CaptchaFailed,
         ),
         required=("password",),
     ),
@@ -70,7 +71,10 @@ ROUTES: Final[tuple[IdentityRoute, ...]] = (
         "POST", "/api/auth/password/reset/request", "password_reset_request", "anyone",
         "Send a link for a new password, if the address has an account", {200: bodies.Sent},
         bodies.RESET_REQUEST,
-        raises=(errors.MissingEmail, errors.EmailNotConfigured, errors.RateLimited),
+        raises=(
+            errors.MissingEmail, errors.EmailNotConfigured, errors.RateLimited,
+            errors.CaptchaRequired, errors.CaptchaFailed,
+        ),
         hides_account=True,
     ),
     IdentityRoute(

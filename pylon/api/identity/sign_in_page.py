@@ -3,7 +3,8 @@ passkeys alone needs one (`passkey_page`).
 
 Each form is one line of `FORMS`: its fields, and the action of the identity process that it calls.
 A form whose action this server does not have does not exist. An app may use its own pages instead;
-these work from the first minute.
+these work from the first minute. With PYLON_CAPTCHA_PROVIDER some forms have the widget of a
+captcha, which is a script of its service.
 
 A form of another site must not sign its reader in as a stranger. So a form counts only from this
 server's own pages (`own_pages`).
@@ -32,11 +33,19 @@ from pylon.api.http.route_access import Methods
 from pylon.api.identity import passkey_page
 from pylon.api.identity.forwarding import call_route, decode_form, facts_of
 from pylon.api.identity.own_pages import require_own_page
-from pylon.api.identity.page_html import Field, Link, PageStyle, form_html, page_html
+from pylon.api.identity.page_html import (
+    Field,
+    Link,
+    PageStyle,
+    captcha_html,
+    form_html,
+    page_html,
+)
 from pylon.api.identity.provider_links import provider_links
 from pylon.api.identity.provider_texts import provider_error_text
 from pylon.api.identity.routes import PAGES, ROUTE_BY_ACTION
 from pylon.api.services import IdentityServices
+from pylon.auth.captcha_services import captcha_service
 from pylon.auth.cookies import MFA, cookie_value, identity_cookie_name
 from pylon.auth.redirects import check_redirect
 from pylon.bus.identity import IdentityAnswer
@@ -124,6 +133,10 @@ _PASSKEY_FORM: Final = Form(
 _FORM_BY_NAME: Final = {form.name: form for form in FORMS}
 _SECOND_FACTOR: Final = "second-factor"
 _WITH_PROVIDERS: Final = ("", "register")  # forms beside which the providers are
+# Actions that ask for a captcha, if the server does.
+_WITH_CAPTCHA: Final = (
+    "password_register", "send_magic_code", "send_magic_link", "password_reset_request",
+)
 _WITH_PASSKEY: Final = ("", _SECOND_FACTOR, passkey_page.NAME)  # forms beside which the button is
 
 
@@ -154,6 +167,8 @@ class _FormResource:
         self._form = form
         self._style = style
         self._has_passkeys = passkey_page.has_passkeys(services.app.config)
+        self._captcha = captcha_service(services.app.config)
+        self._site_key = services.app.config.captcha_site_key or ""
         rate = ROUTE_BY_ACTION[form.action].rate
         self._rate = None if rate is None else rate(services.app.config)
 
@@ -224,6 +239,8 @@ class _FormResource:
             field.name: True if field.kind == "check" else values[field.name]
             for field in self._form.fields if values.get(field.name)
         }
+        if self._captcha is not None and values.get(self._captcha.field):
+            body["captcha"] = values[self._captcha.field]
         if self._form.action == "send_magic_link" and next_page != _HOME:
             body["callback"] = next_page
         route = ROUTE_BY_ACTION[self._form.action]
@@ -258,12 +275,17 @@ class _FormResource:
         """Show a form, with what was wrong with the last one, or with the return of a provider
         (`text`)."""
         has_button = self._has_passkeys and form.name in _WITH_PASSKEY
+        captcha = self._captcha if form.action in _WITH_CAPTCHA else None
         query = "" if next_page == _HOME else "?" + urlencode({"next": next_page})
         fields = (*form.fields, Field("next", "", "hidden"))
         shown = "" if form is _PASSKEY_FORM else form_html(
             f"{PAGES}{form.name}", fields, form.button, {**values, "next": next_page},
             has_error=error is not None,
+            widget="" if captcha is None else captcha_html(captcha, self._site_key),
         )
+        scripts = [passkey_page.script_path()] if has_button else []
+        if captcha is not None:
+            scripts.append(captcha.script_url)
         self._send(resp, 200 if error is None else int(error.status), next_page, page_html(
             self._style, form.title, error=text if error is None else error.message,
             providers=(
@@ -271,12 +293,12 @@ class _FormResource:
                 if form.name in _WITH_PROVIDERS else ()
             ),
             form=shown + (passkey_page.button_html(next_page) if has_button else ""),
-            script=passkey_page.script_path() if has_button else "",
+            scripts=scripts,
             links=[
                 Link(other.link, f"{PAGES}{other.name}{query}") for other in FORMS
                 if other.link and other is not form and other.action in ROUTE_BY_ACTION
             ],
-        ), has_script=has_button)
+        ), has_script=has_button, widget_sources="" if captcha is None else captcha.sources)
         if error is not None and error.retryable:
             resp.set_header("retry-after", str(error.retry_after_s))
 
@@ -287,12 +309,14 @@ class _FormResource:
 
     def _send(
         self, resp: falcon.Response, status: int, next_page: str, page: bytes, *,
-        has_script: bool = False,
+        has_script: bool = False, widget_sources: str = "",
     ) -> None:
         resp.status = status
         resp.data = page
         resp.content_type = _HTML
-        for name, value in self._style.headers(next_page, has_script=has_script):
+        for name, value in self._style.headers(
+            next_page, has_script=has_script, widget_sources=widget_sources
+        ):
             resp.set_header(name, value)
 
 

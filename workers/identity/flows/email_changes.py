@@ -67,6 +67,7 @@ _ADDED_SINCE: Final = ("passkeys", "api_keys", "trusted_devices", "totp", "backu
 def request(identity: Identity, call: Call) -> IdentityAnswer:
     """POST /api/auth/email/change/request"""
     new = typed_address(identity, call.decode(ChangeEmailBody).new_email)
+    identity.disposable.refuse(new)
     user_id, old = address_of_caller(identity, call)
     made = make_link(
         identity, CHANGE_LINK, CHANGE_S, user_id=user_id,

@@ -14,6 +14,7 @@ from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import InvalidCode, RateLimited
 from workers.identity import rates
 from workers.identity.accounts import EMAIL, find_by_identity
+from workers.identity.captcha import require_captcha
 from workers.identity.codes import SIGN_IN_CODE, find_code, invalid_code, make_code
 from workers.identity.identity import Call, Identity
 from workers.identity.mailboxes import sign_in_by_mailbox, typed_address
@@ -26,7 +27,9 @@ METHOD: Final = "magic_code"  # of a session
 
 def send(identity: Identity, call: Call) -> IdentityAnswer:
     """POST /api/auth/magic/send"""
-    email = typed_address(identity, call.decode(SendBody).email)
+    body = call.decode(SendBody)
+    email = typed_address(identity, body.email)
+    require_captcha(identity, call, body.captcha)
     made = make_code(identity, SIGN_IN_CODE, email.key, CODE_S)
     carry_out(identity.writer.submit, [
         *take_rates(

@@ -18,6 +18,7 @@ from pylon.auth.transactions import carry_out
 from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import InvalidToken, MissingToken, PylonError, TotpRequired
 from workers.identity import rates
+from workers.identity.captcha import require_captcha
 from workers.identity.codes import SIGN_IN_LINK, Found, find_link, invalid_token, make_link
 from workers.identity.identity import Call, Identity
 from workers.identity.link_forms import NONCE_COOKIE, link_page, require_own_form
@@ -34,6 +35,7 @@ def send(identity: Identity, call: Call) -> IdentityAnswer:
     """POST /api/auth/magic-link/send"""
     body = call.decode(SendLinkBody)
     email = typed_address(identity, body.email)
+    require_captcha(identity, call, body.captcha)
     data = {"email": email.text}
     if body.callback:
         data["callback"] = check_redirect(

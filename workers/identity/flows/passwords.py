@@ -44,6 +44,7 @@ from pylon.rates import address_subject
 from pylon.storage.auth_ops import CheckRecords, Condition, DropRecords, PutRecord, SetRecords
 from workers.identity import codes, rates
 from workers.identity.accounts import EMAIL, find_account, new_user
+from workers.identity.captcha import require_captcha
 from workers.identity.commit import commit
 from workers.identity.decoys import complete_reads, decoy_steps
 from workers.identity.identity import Call, Identity
@@ -67,15 +68,18 @@ def register(identity: Identity, call: Call) -> IdentityAnswer:
     """Make an account with a password, and sign in.
 
     Raises:
-        InvalidEmail, MissingPassword, WeakPassword, PasswordTooLong, PwnedPassword, InvalidName
+        InvalidEmail, DisposableEmail, InvalidName, CaptchaRequired, CaptchaFailed
+        MissingPassword, WeakPassword, PasswordTooLong, PwnedPassword
         EmailTaken: the address is somebody's.
         UserCreateFailed: the user entity does not take the row.
         RateLimited, Unavailable
     """
     body = call.decode(RegisterBody)
     email = parse_email(body.email, is_dev=identity.app.config.dev_mode)
+    identity.disposable.refuse(email)
     normal = checked_password(identity, body.password, "password", email.text)
     name = None if body.display_name is None else clean_name(body.display_name, "displayName")
+    require_captcha(identity, call, body.captcha)
     spend(identity, (rates.REGISTER_IP, call.facts.address))
     phc = identity.hashes.make(normal.encode())
     for _ in range(_TRIES):

@@ -22,6 +22,7 @@ from pylon.bus.identity import IdentityAnswer, json_answer
 from pylon.errors import InvalidEmail, RecordConflict, RecordExists
 from workers.identity import codes, rates
 from workers.identity.accounts import find_account, has_credentials, prove_mailbox
+from workers.identity.captcha import require_captcha
 from workers.identity.commit import commit
 from workers.identity.decoys import PURPOSE as DECOY
 from workers.identity.decoys import complete_reads, decoy_steps
@@ -47,10 +48,13 @@ def request(identity: Identity, call: Call) -> IdentityAnswer:
     """Send a link for a new password, if the address has an account.
 
     Raises:
+        CaptchaRequired, CaptchaFailed
         EmailNotConfigured: the server sends no mail.
         RateLimited, Unavailable
     """
-    typed = call.decode(ResetRequestBody).email
+    body = call.decode(ResetRequestBody)
+    typed = body.email
+    require_captcha(identity, call, body.captcha)
     key = typed_key(identity, typed)
     spend(
         identity, (rates.SEND_IP, call.facts.address), (rates.SEND_ADDRESS, key),
