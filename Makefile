@@ -39,9 +39,9 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@$(PIP) install -e .
 	@touch $@
 
-$(VENV)/installed-test: requirements-test.lock $(VENV)/installed
+$(VENV)/installed-test: requirements-test.lock clients/python/pyproject.toml $(VENV)/installed
 	@echo "installing what the tests use into $(VENV) ..."
-	@$(PIP) install -r requirements-test.lock
+	@$(PIP) install -r requirements-test.lock -e clients/python
 	@touch $@
 
 examples/%/.env:
@@ -82,6 +82,7 @@ BANDIT := $(BIN)/bandit -q -ll -c .ci/bandit.yaml -r
 check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd clients/python && $(BIN)/mypy
 	$(BANDIT) pylon workers supervisor -x pylon/storage
 	$(BANDIT) pylon/storage -s B608
 

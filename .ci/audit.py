@@ -16,7 +16,7 @@ from typing import Any
 
 # By id of a vulnerability: why it does not concern Pylon, and until when.
 EXPLAINED: dict[str, str] = {}
-OWN = "pylon-server"  # it is in no registry
+OWN = ("pylon-server", "pylon-client")  # they are in no registry
 _WAIT_S = 180
 
 
@@ -26,7 +26,7 @@ def judge(report: dict[str, Any], explained: dict[str, str]) -> tuple[list[str],
     Args:
         report: the JSON of pip-audit.
     """
-    packages = [package for package in report["dependencies"] if package["name"] != OWN]
+    packages = [package for package in report["dependencies"] if package["name"] not in OWN]
     unknown = [package for package in packages if "skip_reason" in package]
     if len(unknown) == len(packages):
         reason = unknown[0]["skip_reason"] if unknown else "nothing is installed"
