@@ -1,7 +1,8 @@
 """The stream of changes: every change that the caller may see, from a cursor on.
 
-First the changes up to now are pulled, then the socket sends the others. A change is delivered at
-least once; its `seq` is the cursor to go on from. A snapshot (``since=0``) consists of inserts. All
+First the changes up to now are pulled, then the socket sends the others. Every change of the socket
+is delivered at least once; a pull has the newest change of each row. The `seq` of a change is the
+cursor to go on from. A snapshot (``since=0``) consists of inserts. All
 but the last of them have seq 0, so that a reader who stops in between begins the snapshot again.
 
 The stream has a socket of its own, which is read only when the application takes the next change.

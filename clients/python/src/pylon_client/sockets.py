@@ -9,6 +9,7 @@ before the close is raised. Called by `links`, `changes` and `shards`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -39,6 +40,10 @@ PING_S: Final = 25.0
 _UNANSWERED_PINGS: Final = 2
 _NORMAL: Final = 1000
 _LOST: Final = 1006
+
+# The package logs the headers of the handshake, and so the token, at the level DEBUG.
+_frames_log: Final = logging.getLogger("pylon_client.frames")
+_frames_log.setLevel(logging.WARNING)
 
 
 class SocketClosed(Exception):
@@ -143,8 +148,10 @@ class Socket:
     def _raise_if_closed(self) -> None:
         protocol = self._protocol
         if protocol.state is not State.OPEN:
-            code = protocol.close_code
-            raise SocketClosed(_LOST if code is None else code, protocol.close_reason or "")
+            received = protocol.close_rcvd
+            if received is None:
+                raise SocketClosed(_LOST, "")
+            raise SocketClosed(received.code, received.reason)
 
     def send(self, texts: Sequence[bytes]) -> Steps[None]:
         """Send texts in UTF-8. Raises: SocketClosed, EffectFailed."""
@@ -188,7 +195,7 @@ def open_socket(
             server_no_context_takeover=True, client_no_context_takeover=True
         )
         protocol = ClientProtocol(
-            parse_uri(url), extensions=[deflate], max_size=None,
+            parse_uri(url), extensions=[deflate], max_size=None, logger=_frames_log,
             subprotocols=[Subprotocol(each) for each in subprotocols] or None,
         )
         request = protocol.connect()
