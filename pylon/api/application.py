@@ -17,6 +17,7 @@ from pathlib import Path
 import falcon
 from falcon.routing import CompiledRouter
 
+from pylon.api import client_files
 from pylon.api.admin import openapi, reset, system
 from pylon.api.admin import sessions as admin_sessions
 from pylon.api.data import (
@@ -80,6 +81,7 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
         ("/api/manifest", system.ManifestDocument(admin), {"GET": access.OPEN}),
         ("/api/openapi.json", openapi.OpenApi(admin), {"GET": access.OPEN}),
         ("/api/client-config", system.ClientConfig(admin), {"GET": access.OPEN}),
+        (f"{client_files.PREFIX}/{{path:path}}", client_files.ClientFiles(), {"GET": access.OPEN}),
         ("/api/auth/guest", sessions.Guest(identity), {"POST": access.SESSION_WRITE}),
         ("/api/auth/anonymous", sessions.Anonymous(identity), {"POST": access.SESSION_WRITE}),
         ("/api/auth/me", sessions.Me(identity), {"GET": access.OPEN}),

@@ -34,9 +34,9 @@ VERBS: Final = (  # in the order of the help; module and function are named alik
     "start", "dev", "stop", "restart", "reload", "scale",
     "status", "config", "check-config", "backup", "restore", "migrate",
     "doctor", "top", "metrics", "logs", "support-bundle",
-    "schema", "seed", "export", "import", "bench", "search", "shards", "session", "user", "key",
-    "jwt", "secret", "audit", "replay", "explain", "explain-query", "policy", "mail",
-    "install-systemd", "uninstall", "completion", "man", "version",
+    "schema", "seed", "client", "export", "import", "bench", "search", "shards", "session",
+    "user", "key", "jwt", "secret", "audit", "replay", "explain", "explain-query", "policy",
+    "mail", "install-systemd", "uninstall", "completion", "man", "version",
 )
 
 

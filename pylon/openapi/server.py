@@ -18,6 +18,7 @@ from pylon.openapi.parts import (
     nullable,
     obj,
     operation,
+    path,
     query,
     response,
 )
@@ -74,12 +75,27 @@ def server_paths() -> Paths:
             }))},
             security=NOBODY,
         ),
+        "/client/{path}": _client_files(),
         "/api/__test__/reset": operation(
             "post", "testReset", _TAG, "Delete every row: in dev mode and in memory only",
             {200: response("Done", obj({"reset": {"const": True}}))},
             raises=(*WRITE_ERRORS, errors.ResetRefused), security=ANYBODY,
         ),
     }
+
+
+def _client_files() -> dict[str, Any]:
+    described = response("A file; immutable below its digest", _TEXT)
+    described["content"] = {
+        kind: {"schema": _TEXT} for kind in ("text/javascript", "text/plain", JSON)
+    }
+    described["content"]["application/gzip"] = {"schema": {"type": "string", "format": "binary"}}
+    return operation(
+        "get", "clientFile", _TAG, "The JavaScript client: pylon.js, its types, pylon-client.tgz",
+        {200: described, 304: response("The file of If-None-Match")},
+        raises=(errors.NotFound,), security=NOBODY,
+        parameters=[path("path", "The path of the file; the digest may come before it")],
+    )
 
 
 def _metrics() -> dict[str, Any]:

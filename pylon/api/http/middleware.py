@@ -157,7 +157,9 @@ class RequestMiddleware:
                 lines = lines.replace(_REFERRER_LINE, b"")
             if request_id is not None:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
-            if origin is None:
+            if resp.get_header("access-control-allow-origin") is not None:
+                pass  # the same for every origin: the client's files
+            elif origin is None:
                 lines += self._lines_without_origin
             else:
                 lines += header_lines(self._origins.cors(origin))
@@ -167,8 +169,9 @@ class RequestMiddleware:
                 add = resp.append_header if name == "vary" else resp.set_header
                 if name != "referrer-policy" or resp.get_header(name) is None:
                     add(name, value)
-            for name, value in self._origins.cors(origin):
-                resp.set_header(name, value)
+            if resp.get_header("access-control-allow-origin") is None:
+                for name, value in self._origins.cors(origin):
+                    resp.set_header(name, value)
             if request_id is not None:
                 resp.set_header("x-request-id", request_id)
         if request_id is None:  # falcon refuses some methods before it calls `process_request`

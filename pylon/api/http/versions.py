@@ -5,7 +5,7 @@ strong, because a version always has the same bytes. If-Match and If-None-Match 
 If-Match compares strongly, so that a weak tag matches nothing; If-None-Match compares weakly. The
 writer judges the condition of a write, in the transaction of the write.
 
-Called by `pylon.api.data.entities`.
+Called by `pylon.api.data.entities` and `pylon.api.client_files`.
 """
 
 from __future__ import annotations
@@ -73,10 +73,15 @@ def if_match(req: falcon.Request) -> int | tuple[int, ...] | None:
 
 
 def is_known(req: falcon.Request, seq: int) -> bool:
-    """Return whether the caller has this version already, so that the response is a 304."""
+    """Return whether the caller has this version of a row, so that the response is a 304."""
+    return has_tag(req, str(seq))
+
+
+def has_tag(req: falcon.Request, tag: str) -> bool:
+    """Return whether If-None-Match has the ETag `tag`, which is given without its quotes."""
     given = req.env.get("HTTP_IF_NONE_MATCH")
     if given is None:
         return False
-    return given.strip() == "*" or f'"{seq}"' in (
-        tag.removeprefix("W/") for tag in _TAG.findall(given)
+    return given.strip() == "*" or f'"{tag}"' in (
+        each.removeprefix("W/") for each in _TAG.findall(given)
     )
