@@ -28,7 +28,9 @@ def pytest_report_header() -> str | None:
 @pytest.fixture(scope="module")
 def app_server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PylonServer]:
     """A server of the app in tests/clients/python/app.py, shared by the module."""
-    server = PylonServer(tmp_path_factory.mktemp("s"), MANIFEST, {"PYLON_DEV_MODE": "true"})
+    server = PylonServer(tmp_path_factory.mktemp("s"), MANIFEST, {
+        "PYLON_DEV_MODE": "true", "PYLON_APP": str(Path(__file__).with_name("board.py")),
+    })
     try:
         yield server.start()
     finally:
@@ -38,8 +40,3 @@ def app_server(processes: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="module")
 def url(app_server: PylonServer) -> str:
     return f"http://127.0.0.1:{app_server.port}"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path

@@ -11,8 +11,10 @@ from typing import Any, Self, TypeVar, overload
 import httpx2
 
 from pylon_client import auth, rows
+from pylon_client.async_files import AsyncAdmin, AsyncFiles
 from pylon_client.async_live import AsyncRoom
 from pylon_client.async_rows import AsyncRows
+from pylon_client.async_shard import AsyncShard
 from pylon_client.async_shell import AsyncShell, AsyncWake
 from pylon_client.changes import Change, Feed
 from pylon_client.effects import Answer
@@ -66,6 +68,8 @@ class AsyncPylon:
             core, AsyncWake, lambda: shell.spawn(self._link.run(), "pylon-client")
         )
         self.auth = AsyncAuth(shell, core)
+        self.files = AsyncFiles(shell, core)
+        self.admin = AsyncAdmin(shell, core)
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,6 +154,10 @@ class AsyncPylon:
     def room(self, name: str, data: Any = None) -> AsyncRoom:
         """Return a room, which `async with` joins. `data`: what others see of this member."""
         return AsyncRoom(self._shell, self._core, self._link, name, data)
+
+    def shard(self, shard_id: str, *, sid: str | None = None) -> AsyncShard:
+        """Subscribe to a shard, as `sid` or as the user."""
+        return AsyncShard(self._shell, self._core, shard_id, sid)
 
     # --- Everything else ----------------------------------------------------------------------
 

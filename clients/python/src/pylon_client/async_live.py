@@ -19,7 +19,7 @@ from pylon_client.windows import Diff, State, Window
 T = TypeVar("T")
 
 
-class _Changes:
+class Changes:
     """Wakes every waiting task after a change."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class AsyncLiveWindow(Generic[T]):
     def __init__(self, link: Link, query: Query[T], timeout: float | None) -> None:
         self._link = link
         self._timeout = timeout
-        self._changes = _Changes()
+        self._changes = Changes()
         self._seen = 0
         self._is_closed = False
         self._window: Window[T] = link.add_window(query, self._changes.notify)
@@ -161,7 +161,7 @@ class AsyncRoom:
         self._shell = shell
         self._core = core
         self._link = link
-        self._changes = _Changes()
+        self._changes = Changes()
         self._is_closed = False
         self._view = RoomView(name, data, self._changes.notify)
 

@@ -26,8 +26,10 @@ from pylon_client.options import (
 )
 from pylon_client.queries import Query
 from pylon_client.requests import Core, Session, decode, send_json
+from pylon_client.sync_files import Admin, Files
 from pylon_client.sync_live import Room
 from pylon_client.sync_rows import Rows
+from pylon_client.sync_shard import Shard
 from pylon_client.sync_shell import SyncShell, SyncWake
 from pylon_client.transactions import Transaction
 
@@ -66,6 +68,8 @@ class Pylon:
             core, SyncWake, lambda: shell.spawn(self._link.run(), "pylon-client")
         )
         self.auth = Auth(shell, core)
+        self.files = Files(shell, core)
+        self.admin = Admin(shell, core)
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +152,10 @@ class Pylon:
     def room(self, name: str, data: Any = None) -> Room:
         """Join a room. `data`: what others see of this member."""
         return Room(self._shell, self._core, self._link, name, data)
+
+    def shard(self, shard_id: str, *, sid: str | None = None) -> Shard:
+        """Subscribe to a shard, as `sid` or as the user."""
+        return Shard(self._shell, self._core, shard_id, sid)
 
     # --- Everything else ----------------------------------------------------------------------
 
