@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -74,6 +75,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.config.stash[CHOICE].stores_of(metafunc.module.__name__, on_both=bool(on_both))
     if on_both:
         metafunc.parametrize("tested_store", names, indirect=True, scope="module")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Keep the garbage collector from the tests and modules that a collection makes."""
+    # PERF: 17 instead of 24 s of CPU for 10,000 tests, in each worker of xdist; frozen, they also
+    # cost the collections nothing that the tests themselves cause.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
