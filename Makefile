@@ -12,6 +12,7 @@
 # make check       ruff, mypy --strict, and bandit (.ci/bandit.yaml)
 # make audit       pip-audit: known vulnerabilities of the packages in .venv
 # make web         build the JavaScript client from web/ into pylon/clientjs, check and test it
+# make docs        the documentation as a site, which `pylonctl dev` then serves at /docs/
 # make bench       a short form of all load tools, into bench/results/local/, and how it compares
 # make clean       remove everything that the others made
 
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests import 430 modules in each process; without cached bytecode that takes 7 s more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check audit web bench clean
+.PHONY: setup run chat arena test test-unmarked test-processes test-newest-postgres test-fast test-tools check audit docs web bench clean
 
 setup: $(VENV)/installed
 
@@ -87,6 +88,9 @@ check: $(VENV)/installed-test
 	$(BANDIT) pylon workers supervisor -x pylon/storage
 	$(BANDIT) pylon/storage -s B608
 
+docs: $(VENV)/installed-test
+	$(BIN)/python docs/build_site.py pylon/site
+
 audit: $(VENV)/installed-test
 	$(BIN)/python .ci/audit.py
 
@@ -140,5 +144,5 @@ bench: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) $(WEB_VENV) web/node_modules build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -rf examples/*/.pylon examples/*/.env bench/results/local
+	rm -rf examples/*/.pylon examples/*/.env bench/results/local pylon/site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.archive", "pylon.storage.shipping"),
     # The declarations of an app, and the queries of its rows.
     ("pylon.manifest", "pylon.values", "pylon.schema", "pylon.query", "pylon.policy"),
-    ("pylon.manifest_loader", "pylon.catalogue"),
+    ("pylon.manifest_loader", "pylon.catalogue", "pylon.pages"),
     # The interface of a store.
     (
         "pylon.storage", "pylon.storage.auth_tables", "pylon.storage.auth_ops",

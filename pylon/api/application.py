@@ -37,7 +37,7 @@ from pylon.api.http import route_access as access
 from pylon.api.http.middleware import RequestMiddleware
 from pylon.api.http.route_access import Methods, RouteAccess
 from pylon.api.http.routing import SINK, EncodedSlashes
-from pylon.api.http.static_files import PREFIX, StaticFiles
+from pylon.api.http.static_files import APP_PATH, DOCS_PATH, StaticFiles
 from pylon.api.identity import refresh, session_list, sessions
 from pylon.api.identity.forwarding import identity_resources
 from pylon.api.identity.sign_in_page import sign_in_pages
@@ -45,6 +45,7 @@ from pylon.api.realtime import matchmaking, pubsub, rooms, shards
 from pylon.api.services import Services
 from pylon.api.sync import documents, pull, push
 from pylon.errors import PylonError
+from pylon.pages import SITE
 
 
 def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
@@ -63,9 +64,12 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
         app.add_route(path, resource)
     app.add_sink(EncodedSlashes(router, declared), SINK)
     app.add_sink(documents.bad_path, f"{documents.PREFIX}(/|$)")
-    static_dir = services.requests.app.config.static_dir
-    if static_dir is not None:
-        app.add_sink(StaticFiles(Path(static_dir)).serve, f"{PREFIX}(/|$)")
+    config = services.requests.app.config
+    if config.static_dir is not None:
+        files = StaticFiles(APP_PATH, Path(config.static_dir))
+        app.add_sink(files.serve, f"{APP_PATH}(/|$)")
+    if config.dev_mode and SITE.is_dir():
+        app.add_sink(StaticFiles(DOCS_PATH, SITE).serve, f"{DOCS_PATH}(/|$)")
     return app
 
 

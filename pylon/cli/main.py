@@ -35,7 +35,7 @@ VERBS: Final = (  # in the order of the help; module and function are named alik
     "status", "config", "check-config", "backup", "restore", "migrate",
     "doctor", "top", "metrics", "logs", "support-bundle",
     "schema", "seed", "client", "export", "import", "bench", "search", "shards", "session",
-    "user", "key", "jwt", "secret", "audit", "replay", "explain", "explain-query", "policy",
+    "user", "key", "jwt", "secret", "audit", "replay", "docs", "explain", "explain-query", "policy",
     "mail", "install-systemd", "uninstall", "completion", "man", "version",
 )
 

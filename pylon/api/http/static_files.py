@@ -1,4 +1,4 @@
-"""Serves the plain files of PYLON_STATIC_DIR under /app/, and nothing else.
+"""Serves the plain files of one folder below a path, and nothing else.
 
 falcon's static route serves the files (types, ranges, 304). This module checks the path first. It
 refuses with 404: a segment that begins with a dot (`.env`, `.git`), a symlink that leaves the
@@ -6,7 +6,8 @@ folder, and a file that is not plain (a FIFO would block the worker). Symlinks w
 are followed, and so is a folder that is a symlink itself.
 
 A path without a file gets `index.html`, if the folder has one, so that the router of a page in
-the browser can handle the path. Called by falcon, as a sink.
+the browser can handle the path. Called by falcon, as a sink: the files of PYLON_STATIC_DIR below
+/app/, and in dev the site of the documentation below /docs/.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, Final
 import falcon
 from falcon.routing import StaticRoute
 
-PREFIX: Final = "/app"
+APP_PATH: Final = "/app"
+DOCS_PATH: Final = "/docs"
 _INDEX: Final = "index.html"
 _METHODS: Final = ("GET", "HEAD")
 
@@ -26,12 +28,13 @@ _METHODS: Final = ("GET", "HEAD")
 class StaticFiles:
     """Serves one folder. Built once in each process."""
 
-    __slots__ = ("_folder", "_route")
+    __slots__ = ("_folder", "_prefix", "_route")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, prefix: str, folder: Path) -> None:
+        self._prefix = prefix
         self._folder = folder.absolute()
         fallback = _INDEX if (self._folder / _INDEX).is_file() else None
-        self._route = StaticRoute(PREFIX, self._folder, fallback_filename=fallback)
+        self._route = StaticRoute(prefix, self._folder, fallback_filename=fallback)
 
     def serve(self, req: falcon.Request, resp: falcon.Response, **_: Any) -> None:
         """Send the file, or the index.
@@ -42,7 +45,7 @@ class StaticFiles:
         """
         if req.method not in _METHODS:
             raise falcon.HTTPMethodNotAllowed([*_METHODS, "OPTIONS"])
-        path = req.path[len(PREFIX) :].lstrip("/")
+        path = req.path[len(self._prefix) :].lstrip("/")
         if not self._route.match(req.path) or any(p.startswith(".") for p in path.split("/")):
             raise falcon.HTTPNotFound
         if not self._is_servable(path):
