@@ -12,7 +12,7 @@ from pylon.clock import ManualClock, SeededRandom, SystemClock
 from pylon.storage.events import ChangeBatch, ChangeEvent
 from pylon.storage.postgres.channels import CHANGES, channel_name, payload, read_payload
 from pylon.storage.postgres.connect import open_session
-from pylon.storage.postgres.relay import PostgresChanges
+from pylon.storage.postgres.relay import PAGE, PostgresChanges
 from pylon.storage.postgres.schema.ddl import SYSTEM_TABLES
 from pylon.storage.postgres.wire import BlockingSession
 
@@ -125,6 +125,19 @@ def follower(url: str, node: OtherNode) -> Iterator[Follower]:
     made = Follower(url)
     yield made
     made.source.close()
+
+
+def test_the_log_is_read_by_its_key_whatever_the_server_knows_of_it(url: str) -> None:
+    """With a plan of the time when it was empty, each wake-up would read the whole log."""
+    follower = Follower(url)
+    (session,) = follower.sessions
+    session.execute(f"PREPARE page (bigint) AS {PAGE}")
+    found = session.execute("EXPLAIN EXECUTE page (0)")
+    plan = b"\n".join([found.get_value(row, 0) or b"" for row in range(found.ntuples)]).decode()
+    assert "Index Scan using _pylon_change_log_pkey" in plan, plan
+    assert "$1" in plan, "one plan for all values"
+    assert "Seq Scan" not in plan and "Sort" not in plan, plan
+    follower.source.close()
 
 
 def test_it_begins_at_the_head_and_gives_what_others_commit(
