@@ -195,6 +195,19 @@ def test_an_explicit_leave_ends_all_sockets_but_no_later_join(pair: Pair) -> Non
     assert a.room("r") == b.room("r") == {"watcher": None, "late": 2}
 
 
+def test_a_leave_reaches_a_join_of_another_node_that_is_not_known_yet(pair: Pair) -> None:
+    a, b = pair.nodes
+    a.ask(join("r", "ann"), join("r", "bob"))
+    b.clock.advance(0.01)
+    (reply,) = b.ask(LeaveRoom("r", "ann"))  # before the news of the join
+    assert json.loads(reply.body) == {"left": "r", "was_present": False}
+    pair.exchange()
+    assert a.room("r") == b.room("r") == {"bob": None}
+    b.ask(LeaveRoom("r", "nobody"))
+    pair.exchange()
+    assert a.room("r") == b.room("r") == {"bob": None}
+
+
 def test_the_later_data_win_on_every_node(pair: Pair) -> None:
     a, b = pair.nodes
     a.ask(join("r", "ann"))

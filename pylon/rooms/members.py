@@ -92,13 +92,16 @@ class Rooms:
         return before
 
     def leave(self, name: str, user_id: str) -> bool:
-        """Remove a member, on all nodes; return whether the user was a member."""
+        """Remove a member, on all nodes; return whether the user was a member as known here.
+
+        The other nodes are told in any case: the user may have joined on one of them just now.
+        """
         room, member = self.table.find(name, user_id)
-        if room is None or member is None:
-            return False
-        self._remove(name, room, member)
+        was_member = room is not None and member is not None
+        if room is not None and member is not None:
+            self._remove(name, room, member)
         self._changes.ended(name, user_id, self._next_stamp(), everywhere=True)
-        return True
+        return was_member
 
     def set_presence(self, name: str, user_id: str, data: bytes) -> bool:
         """Replace a member's data; return False if the user is not a member.
