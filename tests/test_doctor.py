@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from pylon.clock import SystemClock
@@ -226,6 +227,28 @@ def test_continuous_backup_that_falls_behind_is_found(tmp_path: Path) -> None:
 
     assert [check(lag_s)["backup.lag"] for lag_s in (3.0, 3_000.0)] == ["ok", "error"]
     assert by_check(node.check_backup(config, None, 0.0)) == {"backup.lag": "note"}
+
+
+def test_what_keeps_postgres_from_freeing_space_is_found(
+    tmp_path: Path, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_at(tmp_path, DATABASE_URL=postgres_server.url)
+
+    def check() -> dict[str, Finding]:
+        return {each.check: each for each in database.check_database(config)}
+
+    assert not {"postgres.transactions", "postgres.slots"} & check().keys()
+    monkeypatch.setattr(database, "_OLD_TRANSACTION_S", 0.0)
+    postgres_server.run_sql("SELECT pg_create_physical_replication_slot('left_over', true)")
+    try:
+        with psycopg.connect(postgres_server.url, application_name="forgotten") as conn:
+            conn.execute("SELECT 1")
+            found = check()
+    finally:
+        postgres_server.run_sql("SELECT pg_drop_replication_slot('left_over')")
+    assert found["postgres.transactions"].level == found["postgres.slots"].level == "warning"
+    assert "forgotten" in found["postgres.transactions"].what
+    assert "left_over" in found["postgres.slots"].what
 
 
 def test_postgres_is_examined_and_its_faults_are_found(

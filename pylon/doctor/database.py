@@ -1,4 +1,5 @@
-"""The PostgreSQL server: whether it answers, its settings, its clock, its connections.
+"""The PostgreSQL server: whether it answers, its settings, its clock, its connections, and what
+keeps it from freeing space: old transactions, and replication slots that nobody reads.
 
 Called by `pylonctl doctor`.
 """
@@ -18,6 +19,7 @@ from pylon.storage.records import DatabaseFacts
 _SLOW_S: Final = 0.02
 _CLOCK_WARNING_S: Final = 1.0
 _CLOCK_ERROR_S: Final = 10.0
+_OLD_TRANSACTION_S: Final = 300.0
 _LOWEST_VERSION: Final = 14
 _LOCAL: Final = frozenset({"", "localhost", "127.0.0.1", "::1", "[::1]"})
 # Setting, value that is right, level of another value, and what that costs.
@@ -80,6 +82,7 @@ def _judge(config: Config, place: str, url: str, facts: DatabaseFacts) -> Iterat
                           f"set {name}={wanted} on the server or for the role")
     yield _judge_clock(facts)
     yield _judge_connections(config, facts)
+    yield from _judge_held_space(facts)
     host = (urlsplit(url).hostname or "").lower()
     if not facts.is_encrypted and host not in _LOCAL:
         yield Finding(
@@ -111,7 +114,24 @@ def _judge_connections(config: Config, facts: DatabaseFacts) -> Finding:
     if need > allowed:
         return Finding(
             WARNING, "postgres.connections", what, "workers get errors when none is left",
-            "raise max_connections, lower PYLON_DATABASE_CONNECTIONS, or use a pooler "
-            "(docs/postgres.md)",
+            "raise max_connections, or lower PYLON_DATABASE_CONNECTIONS (docs/postgres.md)",
         )
     return Finding(OK, "postgres.connections", what)
+
+
+def _judge_held_space(facts: DatabaseFacts) -> Iterator[Finding]:
+    if facts.oldest_transaction_s > _OLD_TRANSACTION_S:
+        yield Finding(
+            WARNING, "postgres.transactions",
+            f"a transaction is open since {facts.oldest_transaction_s / 60:.0f} min "
+            f"({facts.oldest_transaction})",
+            "the space of rows and events that were deleted since then is not freed",
+            "end it: a forgotten psql, a stuck program; SELECT pg_terminate_backend(pid)",
+        )
+    if facts.unused_slots:
+        yield Finding(
+            WARNING, "postgres.slots",
+            f"nobody reads the replication slots {', '.join(facts.unused_slots)}",
+            "the server keeps all of its log for them, until its disk is full",
+            "connect the standby again, or SELECT pg_drop_replication_slot(name)",
+        )

@@ -132,6 +132,11 @@ class DatabaseFacts(NamedTuple):
     is_standby: bool
     connections: int  # of all clients
     is_encrypted: bool  # this connection
+    # Of the oldest transaction of a client that this role may see, 0: there is none; and whose it
+    # is, its pid and the name of its application.
+    oldest_transaction_s: float = 0.0
+    oldest_transaction: str = ""
+    unused_slots: tuple[str, ...] = ()  # replication slots that nobody reads
 
 
 class IndexSpec(NamedTuple):

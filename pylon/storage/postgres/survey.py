@@ -18,6 +18,12 @@ _SETTINGS: Final = (
     "default_transaction_read_only", "max_connections", "superuser_reserved_connections",
     "statement_timeout", "idle_session_timeout", "wal_level", "archive_mode",
 )
+_OLDEST: Final = (
+    "SELECT extract(epoch FROM clock_timestamp() - xact_start)::float8, pid, application_name "
+    "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() "
+    "AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+)
+_UNUSED_SLOTS: Final = "SELECT slot_name FROM pg_replication_slots WHERE NOT active ORDER BY 1"
 
 
 def survey_server(url: str) -> DatabaseFacts:
@@ -41,6 +47,8 @@ def survey_server(url: str) -> DatabaseFacts:
             ).fetchone()
             assert facts is not None
             answer_s = time.monotonic() - began_s
+            oldest = conn.execute(_OLDEST).fetchone() or (0.0, 0, "")
+            slots = conn.execute(_UNUSED_SLOTS).fetchall()
     except psycopg.Error as error:
         raise ConnectionError(error_text(error)) from error
     return DatabaseFacts(
@@ -49,4 +57,7 @@ def survey_server(url: str) -> DatabaseFacts:
         connect_s=connect_s, answer_s=answer_s,
         clock_ahead_s=float(facts[0]) - wall_s - answer_s / 2,
         is_standby=bool(facts[1]), connections=int(facts[2]), is_encrypted=bool(facts[3]),
+        oldest_transaction_s=float(oldest[0]),
+        oldest_transaction=f"pid {oldest[1]}, {oldest[2] or 'without a name'}",
+        unused_slots=tuple(str(name) for (name,) in slots),
     )
