@@ -106,7 +106,7 @@ test-tools:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	  -o Dpkg::Options::=--force-confold postgresql \
 	  gcc libc6-dev nginx-light systemd wrk chromium debootstrap systemd-container prometheus caddy \
-	  haproxy groff-base python3-venv
+	  haproxy groff-base python3-venv pgbouncer
 	@$(PYTHON) -m tests.support.autobahn || echo "make: so tests/test_autobahn.py is skipped" >&2
 	@$(PYTHON) -m tests.support.certified_provider || \
 	  echo "make: so a part of tests/test_provider_conformance.py is skipped" >&2

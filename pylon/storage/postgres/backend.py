@@ -27,7 +27,14 @@ from pylon.storage.backend import BareReads, Capabilities, ChangeSource
 from pylon.storage.backups import BackupManager
 from pylon.storage.interface import Reader, Store, WriteEngine
 from pylon.storage.nodes import NodeFacts, NodeLink
-from pylon.storage.postgres.connect import RELAY_LIMITS, open_reader, open_session, translate
+from pylon.storage.postgres.connect import (
+    RELAY_LIMITS,
+    check_server,
+    open_reader,
+    open_session,
+    translate,
+    wait_for_server,
+)
 from pylon.storage.postgres.wire import BlockingSession
 from pylon.storage.public_rows import public_store
 from pylon.storage.schemas import SchemaManager
@@ -126,7 +133,9 @@ class PostgresBackend:
         return {"PYLON_DB_PATH": str(self.data_path)}
 
     def open_writer(self, manifest: Manifest, rules: RuleSet, clock: Clock) -> WriteEngine:
-        """See `Backend`."""
+        """See `Backend`. What the readers connect to is checked too, where it is another URL."""
+        if self.url != self.direct_url:
+            wait_for_server(self._check_readers, self.url, self._wait_s, SystemClock())
         engine: WriteEngine = _load("engine").PostgresEngine.open(
             self.direct_url, manifest, rules, clock, node=self.application,
             writer_id=self.writer_id, wait_s=self._wait_s,
@@ -204,6 +213,12 @@ class PostgresBackend:
         with self._plain_session() as session:
             stored: str | None = _load("key_probe").replace_probe(session, probe, before)
             return stored
+
+    def _check_readers(self) -> None:
+        with closing(open_session(
+            self.url, "plain", self.application, SystemClock(), writes=False, is_first=True
+        )) as session:
+            check_server(session, self.url, is_dev=self._is_dev)
 
     @contextmanager
     def _plain_session(self) -> Iterator[BlockingSession]:

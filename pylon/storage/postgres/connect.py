@@ -32,6 +32,7 @@ from pylon.errors import (
     StartRefused,
     StoreUnavailable,
 )
+from pylon.storage.postgres.shared_sessions import refuse_shared_sessions
 from pylon.storage.postgres.wire import (
     NO_LIMIT_S,
     BlockingSession,
@@ -111,6 +112,7 @@ RELAY_LIMITS: Final = Limits(statement_ms=10_000)
 def open_session(
     url: str, part: str, node: str, clock: Clock, limits: Limits = PLAIN_LIMITS, *,
     writes: bool = True, timeout_s: float = NO_LIMIT_S, wait: WaitForSocket = wait_by_poll,
+    is_first: bool = False,
 ) -> BlockingSession:
     """Open a connection, for the upkeep, the schema or commands.
 
@@ -118,13 +120,23 @@ def open_session(
         part: of the node, for example `upkeep`; with `node` it is the application_name.
         writes: of several hosts, choose the one that takes writes; commits are durable.
         timeout_s: of each call of the session. wait: how it waits.
+        is_first: of a start, which looks for a pooler that Pylon cannot use.
 
     Raises:
+        StartRefused: such a pooler is between.
         psycopg.Error
     """
-    session = BlockingSession(
-        open_connection(url, part, node, writes=writes), clock, timeout_s=timeout_s, wait=wait
-    )
+    conn = open_connection(url, part, node, writes=writes)
+    if is_first:
+        try:  # before anything is prepared or set on a server process that may be another's next
+            refuse_shared_sessions(
+                conn, lambda: open_connection(url, part, node, writes=writes),
+                f"DATABASE_URL ({shown_url(url)})",
+            )
+        except BaseException:
+            conn.close()
+            raise
+    session = BlockingSession(conn, clock, timeout_s=timeout_s, wait=wait)
     set_limits(session, limits, writes=writes)
     return session
 

@@ -80,7 +80,7 @@ class PostgresEngine:
         waits = waits or SystemClock()
 
         def prepare() -> dict[str, dict[str, object]]:
-            session = open_session(url, "schema", node, waits)
+            session = open_session(url, "schema", node, waits, is_first=True)
             try:
                 check_server(session, url, is_dev=is_dev)
                 return prepare_store(session, manifest, clock).retained_columns

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 import psycopg
@@ -66,7 +65,8 @@ class WriterSession:
         self._random_s = random_s or random.uniform
         self._is_dev = is_dev
         self._session: BlockingSession | None = None
-        self._lost_pid = 0  # of the server's process of the lost connection
+        self._pid = 0  # of the server's process; libpq knows that of a pooler, if one is between
+        self._lost_pid = 0  # the same of the lost connection
         self._failures = 0
         self._retry_at_s = float("-inf")
         self._problem = ""
@@ -124,8 +124,7 @@ class WriterSession:
         metrics.WRITER_CONNECTIONS_LOST.inc()
         self._problem = error_text(error)
         _log.error("database.lost", message=self._problem)
-        with suppress(psycopg.Error):
-            self._lost_pid = self._session.conn.pgconn.backend_pid
+        self._lost_pid = self._pid
         self._session.close()
         self._session = None
         self._retry_at_s = float("-inf")
@@ -184,6 +183,7 @@ class WriterSession:
         check_server(session, self._url, is_dev=self._is_dev)
         if self._lost_pid:
             session.execute(_END, (self._lost_pid, application_name("writer", self._node)))
+        self._pid = int(session.execute("SELECT pg_backend_pid()").get_value(0, 0) or 0)
         self.key = lock_key(session, WRITER)
         self.lock = (LOCK, EncodedParameters([b"%d" % self.key]))
         self.channel = channel_name(session, CHANGES)
