@@ -24,7 +24,7 @@ def key(page: Page, name: str, *, down: bool) -> None:
 
 def mine(page: Page) -> dict[str, Any]:
     """Where the server has the page's own player."""
-    found: dict[str, Any] = page.run("snapshots.at(-1).players[session.user_id]")
+    found: dict[str, Any] = page.run("snapshots.at(-1).players[app.auth.userId]")
     return found
 
 
@@ -45,7 +45,7 @@ def test_two_pages_play_and_each_sees_the_other(
         for mover, watcher in ((ann, bob), (bob, ann)):
             start = mine(mover)
             name = "ArrowLeft" if start["x"] > 400 else "ArrowRight"
-            who = json.dumps(mover.run("session.user_id"))
+            who = json.dumps(mover.run("app.auth.userId"))
             key(mover, name, down=True)
             # At once, before any answer of the server: the page predicts.
             mover.wait("prediction", f"Math.abs(me.x - {start['x']}) > 5")
@@ -55,17 +55,17 @@ def test_two_pages_play_and_each_sees_the_other(
                 f"{moved}(others(performance.now()).find(p => p.id === {who}))",
             )
             key(mover, name, down=False)
-            mover.wait("rest", "snapshots.at(-1).players[session.user_id].vx === 0")
+            mover.wait("rest", "snapshots.at(-1).players[app.auth.userId].vx === 0")
             mover.wait(
                 "the prediction comes to where the server has it",
                 "(p => Math.hypot(me.x - p.x, me.y - p.y) < 2)"
-                "(snapshots.at(-1).players[session.user_id])",
+                "(snapshots.at(-1).players[app.auth.userId])",
             )
-            mover.wait("all inputs confirmed", "unconfirmed.length === 0")
+            mover.wait("all inputs confirmed", "match.pending.length === 0")
 
         before = mine(ann)
-        ann.run("socket.close()")
-        ann.wait("the seat is found again", "socket.readyState === WebSocket.OPEN && seat")
+        ann.run("match.retry()")
+        ann.wait("the seat is found again", "match.status.state === 'live'")
         ann.wait("snapshots again", "snapshots.at(-1).at > performance.now() - 200")
         after = mine(ann)
         assert (after["x"], after["y"], after["score"]) == (
