@@ -26,7 +26,7 @@ _RECEIVE_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The load of one process. Every `write_every`-th request of a client is an insert."""
+    """The load of one process. Every `write_every`-th request is an insert."""
 
     port: int
     token: str
@@ -57,7 +57,6 @@ class Asked:
 class _Asker:
     number: int
     sock: socket.socket | None = None
-    sent: int = 0  # requests of this client
     request: bytes = b""  # under way
     is_write: bool = False
     is_repeated: bool = False
@@ -73,6 +72,7 @@ class Askers:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._pause_s = load.clients / load.rate
+        self._sent = 0
         self._poll = select.epoll()
         self._by_fd: dict[int, _Asker] = {}
         self._due: list[tuple[float, int]] = []
@@ -111,15 +111,15 @@ class Askers:
 
     def _ask(self, asker: _Asker) -> None:
         load = self._load
-        asker.sent += 1
-        asker.is_write = asker.sent % load.write_every == 0
+        self._sent += 1
+        asker.is_write = self._sent % load.write_every == 0
         asker.is_repeated = False
         head = (
             f"Host: localhost\r\nAuthorization: Bearer {load.token}\r\n"
             "Content-Type: application/json\r\n"
         )
         if asker.is_write:
-            body = f'{{"n":{asker.sent},"sender":"{load.label}-{asker.number}"}}'
+            body = f'{{"n":{self._sent},"sender":"{load.label}-{asker.number}"}}'
             text = (
                 f"POST {load.write_path} HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n"
                 + body

@@ -318,6 +318,7 @@ ROOM_RELAY_S: Final = 0.02  # a worker relays clients' messages this often
 ROOM_RELAYS: Final = 32  # messages of one socket in that time; then the worker stops reading it
 ROOM_COMMANDS_IN_FLIGHT: Final = 4_096  # for each worker process; beyond it 503 UNAVAILABLE
 ROOM_TIMEOUT_S: Final = 10.0
+ROOM_CONNECT_S: Final = 1.0  # until a command answers 503 without a connection to the rooms
 ROOM_ALIVE_S: Final = 1.0  # the period in which a ws worker renews its lease
 ROOM_LEASE_S: Final = 20.0  # the service drops the sockets of a worker that is silent for this long
 CHANNELS: Final = 1_000

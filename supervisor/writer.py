@@ -103,6 +103,7 @@ class Writer:
         self._find_refusal = find_refusal
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
+        self._waker: LocalWriter | None = None  # from `start`
         self._failures = 0
         self._deferred: deque[_Call] = deque()
         self._rest_until_s = 0.0  # of the deferred
@@ -126,6 +127,8 @@ class Writer:
         return self._engine.head
 
     def start(self) -> None:
+        # Connected now: when the writer is to stop, its socket may have vanished (`bus_watch`).
+        self._waker = LocalWriter(self._runtime)
         self._thread.start()
 
     def stop(self) -> None:
@@ -133,14 +136,13 @@ class Writer:
         if not self._thread.is_alive() or self._stopping.is_set():
             return
         self._stopping.set()
-        # It may have seen that by itself, and ended; or its socket has vanished (`bus_watch`), and
-        # it sees it when its wait is over.
-        with (
-            contextlib.suppress(WriterUnavailable, OSError),
-            contextlib.closing(LocalWriter(self._runtime)) as local,
-        ):
-            local.wake()
+        waker = self._waker
+        if waker is not None:
+            with contextlib.suppress(WriterUnavailable):  # it has seen that by itself, and ended
+                waker.wake()
         self._thread.join()
+        if waker is not None:
+            waker.close()
 
     def refuse_writes(self, error: PylonError) -> None:
         """Refuse every write from now on; from any thread. No batch is under way on return."""

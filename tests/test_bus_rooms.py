@@ -79,13 +79,14 @@ def test_commands_of_one_turn_travel_in_one_message(client: RoomsClient, serve: 
         return replies[::-1]
 
     seen = serve(answer)
+    client.submit(GetRoom("first", "ann"))  # then there is a connection
     gevent.spawn(client.send, LeaveRoom("told", "ann"))
     asked = [gevent.spawn(client.submit, GetRoom(f"r{n}", "ann")) for n in range(50)]
     gevent.joinall(asked, timeout=WAIT_S)
     assert [g.value.body for g in asked] == [big + b"r%d" % n for n in range(50)]
     assert {g.value.counter for g in asked} == {5}
-    (message,) = seen
-    assert [request.id for request in message] == [0, *range(1, 51)]
+    _, message = seen
+    assert [request.id for request in message] == [0, *range(2, 52)]
 
 
 def test_a_refusal_comes_back_as_itself(client: RoomsClient, serve: Any) -> None:
@@ -97,10 +98,11 @@ def test_a_refusal_comes_back_as_itself(client: RoomsClient, serve: Any) -> None
 
 
 def test_silence_ends_and_too_much_is_refused(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "ROOM_TIMEOUT_S", 0.2)
     monkeypatch.setattr(limits, "ROOM_COMMANDS_IN_FLIGHT", 3)
+    serve(lambda peer, requests: [])
     client = RoomsClient(runtime)
     asked = [gevent.spawn(client.submit, GetRooms()) for _ in range(4)]
     gevent.joinall(asked, timeout=WAIT_S)
@@ -109,6 +111,17 @@ def test_silence_ends_and_too_much_is_refused(
     assert [("in flight" in why, "No answer" in why) for why in whys] == [
         (False, True), (False, True), (False, True), (True, False),
     ]
+    client.close()
+
+
+def test_a_command_without_a_connection_ends_soon(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The socket of the rooms may have vanished: a worker that starts then never connects."""
+    monkeypatch.setattr(limits, "ROOM_CONNECT_S", 0.05)
+    client = RoomsClient(runtime)
+    with pytest.raises(Unavailable, match="No connection to the rooms"):
+        client.submit(GetRooms())
     client.close()
 
 

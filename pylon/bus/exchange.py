@@ -102,10 +102,10 @@ class Exchange(Generic[_Request, _Reply]):
             PylonError: the error that the other side replied.
         """
         route = self._route
-        if len(self._pending) >= route.in_flight or self._closed:
-            raise Unavailable(f"Too many requests to {route.peer} are in flight", hint=_TRY_AGAIN)
         if route.connect_s is not None and not self._connected.wait(route.connect_s):
             raise Unavailable(f"No connection to {route.peer}", hint=_TRY_AGAIN)
+        if len(self._pending) >= route.in_flight or self._closed:
+            raise Unavailable(f"Too many requests to {route.peer} are in flight", hint=_TRY_AGAIN)
         number = self._next_id
         self._next_id += 1
         waiter: Waiter[_Reply] = Waiter()

@@ -4,9 +4,10 @@ The room service shares an interpreter with the writer, so all commands of one t
 loop leave in one message (`pylon.bus.exchange`).
 
 Invariants: at most `limits.ROOM_COMMANDS_IN_FLIGHT` commands are unanswered. Every command of
-`submit` ends in its reply, or in Unavailable after `limits.ROOM_TIMEOUT_S`. A command of `send` may
-get lost. If that is the close of a socket, the service removes the socket with its worker. Called
-by `pylon.api.realtime` and `workers.ws.rooms`.
+`submit` ends in its reply, or in Unavailable after `limits.ROOM_TIMEOUT_S`; without a connection
+after `limits.ROOM_CONNECT_S`. A command of `send` may get lost. If that is the close of a socket,
+the service removes the socket with its worker. Called by `pylon.api.realtime` and
+`workers.ws.rooms`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class RoomsClient:
         self.name = routing_id(os.getpid(), (random or SystemRandom()).token_hex(12))
         route = Route(
             runtime.rooms, "rooms", "the rooms", limits.BUS_ROOMS_HWM,
-            limits.ROOM_COMMANDS_IN_FLIGHT, limits.ROOM_TIMEOUT_S,
+            limits.ROOM_COMMANDS_IN_FLIGHT, limits.ROOM_TIMEOUT_S, limits.ROOM_CONNECT_S,
         )
         self._exchange: Exchange[RoomRequest, RoomReply] = Exchange(
             route, self.name, rooms_messages.replies.decode

@@ -46,14 +46,17 @@ class StatusSender:
 class StatusReceiver:
     """The supervisor's end. For one thread."""
 
-    __slots__ = ("_endpoint", "_socket")
+    __slots__ = ("_socket", "_waker")
 
     def __init__(self, runtime: Runtime) -> None:
-        self._endpoint = runtime.status
         self._socket = contexts.open_socket(
             contexts.plain(), zmq.PULL, limits.BUS_STATUS_HWM * 64
         )
         self._socket.bind(runtime.status)
+        # Connected now: at `interrupt` the socket may have vanished from the folder.
+        self._waker = contexts.open_socket(contexts.plain(), zmq.PUSH, 1)
+        self._waker.setsockopt(zmq.LINGER, _INTERRUPT_MS)
+        self._waker.connect(runtime.status)
 
     def receive(self, timeout_s: float) -> WorkerStatus | None:
         """Return the next heartbeat; None if none came in time or it is invalid."""
@@ -70,12 +73,9 @@ class StatusReceiver:
             return None
 
     def interrupt(self) -> None:
-        """End the `receive` of another thread; it returns None."""
-        socket = contexts.open_socket(contexts.plain(), zmq.PUSH, 1)
-        socket.setsockopt(zmq.LINGER, _INTERRUPT_MS)
-        socket.connect(self._endpoint)
-        socket.send(b"")
-        socket.close()
+        """End the `receive` of another thread, which returns None. Call it once, at the end."""
+        self._waker.send(b"")
+        self._waker.close()
 
     def close(self) -> None:
         self._socket.close()

@@ -217,6 +217,6 @@ FAULTS: Final[dict[str, Fault]] = {
     "the clock jumps back": Fault(lambda stage: jump(stage, -HOUR_S), 8.0),
     "the file is locked": Fault(lock, BROKEN_S + 5.0),
     "the file is away": Fault(take_file_away, BROKEN_S + 8.0),
-    "bus sockets vanish": Fault(lose_bus_sockets, 45.0),
+    "bus sockets vanish": Fault(lose_bus_sockets, 15.0),
     "sockets are cut": Fault(cut_sockets, 8.0),
 }
