@@ -261,6 +261,7 @@ WAL_CHECKPOINT_BYTES: Final = 4 * 1024 * 1024  # a larger WAL gets a PASSIVE che
 WAL_CHECKPOINT_AGE_S: Final = 5.0
 WAL_LIMIT_BYTES: Final = 128 * 1024 * 1024  # above it, the WAL is restarted when no reader uses it
 WAL_KEPT_BYTES: Final = 160 * 1024 * 1024  # the size of its file after that
+SNAPSHOT_PROCESS_BYTES: Final = 16 * 1024 * 1024  # a process of its own copies a larger one
 BACKUP_WAL_BYTES: Final = 1024 * 1024 * 1024  # a backup that holds back a larger WAL is cancelled
 SEGMENT_BYTES: Final = 16 * 1024 * 1024  # frames of the WAL in a segment of a continuous backup
 SEGMENT_SLACK_BYTES: Final = 128 * 1024  # one frame more, of the largest page

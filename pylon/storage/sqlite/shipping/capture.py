@@ -30,17 +30,14 @@ from pylon.clock import Clock, RandomSource
 from pylon.disk_errors import describe_os_error
 from pylon.errors import BackupInvalid, StoreUnavailable
 from pylon.runtime.boot_id import read_boot_id
-from pylon.storage.backups import BackupReport, Progress, SnapshotReport
-from pylon.storage.bundle.contents import Facts
-from pylon.storage.bundle.create import create_bundle
+from pylon.storage.backups import Progress, SnapshotReport
 from pylon.storage.shipping.names import SegmentName, SnapshotName, make_generation
 from pylon.storage.shipping.segment import Segment, SegmentHead, encode_segment
 from pylon.storage.shipping.spool import Spool, SpoolState
 from pylon.storage.sqlite import log as change_log
-from pylon.storage.sqlite.backup import bundle
-from pylon.storage.sqlite.backup.create import copy_connection
 from pylon.storage.sqlite.error_text import error_text
 from pylon.storage.sqlite.shipping.commits import NotedCommits
+from pylon.storage.sqlite.shipping.snapshot import SnapshotRequest, write_snapshot
 from pylon.storage.sqlite.shipping.wal_file import (
     WalHeader,
     find_commits,
@@ -202,9 +199,14 @@ class SqliteCapture:
         self.capture_if_due(0, is_urgent=True)
         source = connect_reader(self._path)
         try:
-            state = self._begin_snapshot(source, self._turns)
+            state, frames = self._begin_snapshot(source, self._turns)
             at_ms = self._clock.wall_ns() // 1_000_000
-            report = self._copy(source, target, manifest, key_file, on_progress)
+            request = SnapshotRequest(
+                str(self._path), frames, state.salts, str(target),
+                None if manifest is None else str(manifest),
+                None if key_file is None else str(key_file),
+            )
+            report = write_snapshot(source, request, self._clock, on_progress)
         except apsw.Error as ex:
             raise BackupInvalid(f"{self._path} cannot be copied: {error_text(ex)}") from ex
         finally:
@@ -212,9 +214,11 @@ class SqliteCapture:
         name = SnapshotName(state.wal_number, state.wal, state.frame, report.seq, at_ms)
         return SnapshotReport(state.generation, name, report)
 
-    def _begin_snapshot(self, source: apsw.Connection, turns: TurnLock) -> SpoolState:
-        """Begin a read transaction, and return its place in the chain: the state as it will be once
-        everything up to it is captured."""
+    def _begin_snapshot(
+        self, source: apsw.Connection, turns: TurnLock
+    ) -> tuple[SpoolState, int]:
+        """Begin a read transaction. Return its place in the chain: the state as it will be once
+        everything up to it is captured, and the number of frames in the WAL."""
         for _ in range(_SNAPSHOT_ATTEMPTS):
             with self.lock:
                 if self._state.broken or self._readers is None:
@@ -228,9 +232,9 @@ class SqliteCapture:
                     header = read_header(self._wal) if frames else None
                 state = self._state
                 if header is None:
-                    return state
+                    return state, 0
                 if header.salts == state.salts and frames >= state.frame:
-                    return msgspec.structs.replace(state, frame=frames)
+                    return msgspec.structs.replace(state, frame=frames), frames
             source.execute("ROLLBACK")  # the WAL began anew just now
         raise BackupInvalid("the WAL began anew each time that a snapshot began; try again")
 
@@ -420,17 +424,6 @@ class SqliteCapture:
             self._failure_logged_s = now_s
             _log.error("capture.failed", error=why,
                        hint="writes go on, and the WAL grows until this works again")
-
-    def _copy(
-        self, source: apsw.Connection, target: Path, manifest: Path | None,
-        key_file: Path | None, on_progress: Progress | None,
-    ) -> BackupReport:
-        def copy_data(folder: Path) -> Facts:
-            copy_connection(source, folder / bundle.DATABASE, on_progress)
-            source.execute("ROLLBACK")
-            return bundle.check_copy(folder / bundle.DATABASE)
-
-        return create_bundle(target, manifest, self._clock, copy_data, key_file)
 
 
 def _fingerprint(path: Path) -> str:
