@@ -16,6 +16,7 @@ from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
 from pylon.config import Config
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
+from pylon.manifest.places import read_places
 from pylon.manifest_loader import load_manifest
 from pylon.policy.rules import RuleSet, compile_rules
 from pylon.values import EntityCodec, FieldDefaults
@@ -51,7 +52,9 @@ def load_app(
     Raises:
         ManifestInvalid: with every diagnostic, policies included.
     """
-    manifest = load_manifest(manifest_path, name=config.manifest)
+    manifest = load_manifest(
+        manifest_path, name=config.manifest, places=read_places(manifest_path, config.manifest)
+    )
     return build_app(config, manifest, clock=clock, random=random)
 
 

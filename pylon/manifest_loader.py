@@ -21,6 +21,7 @@ from pylon.manifest.document import Node, NotJsonError, line_and_column, read_do
 from pylon.manifest.findings import Findings, items_of, text_of
 from pylon.manifest.model import ROOM_RULE_KEYS, RULE_KEYS, Manifest
 from pylon.manifest.org_entities import add_org_entities
+from pylon.manifest.places import SourcePlaces
 from pylon.manifest.protected import protected_names
 from pylon.manifest.protected_checks import check_protected
 from pylon.manifest.shape import check_shape
@@ -34,12 +35,16 @@ from pylon.values.default_checks import check_defaults
 _CARET_CHARS = 80  # of an expression, shown around the bad character
 
 
-def load_manifest(path: Path, *, strict: bool = False, name: str | None = None) -> Manifest:
+def load_manifest(
+    path: Path, *, strict: bool = False, name: str | None = None,
+    places: SourcePlaces | None = None,
+) -> Manifest:
     """Read and validate the manifest in a file (UTF-8).
 
     Args:
         strict: unknown keys are errors, not warnings (dev mode).
         name: the file that diagnostics name, if `path` is a copy of it.
+        places: of the parts, if Python has declared the manifest.
 
     Raises:
         ManifestInvalid: with every diagnostic.
@@ -57,16 +62,18 @@ def load_manifest(path: Path, *, strict: bool = False, name: str | None = None) 
     except UnicodeDecodeError as error:
         good = raw[: error.start].decode("utf-8")
         raise _parse_error(good, file, len(good), "this byte is not UTF-8") from error
-    return parse_manifest(text, file, strict=strict)
+    return parse_manifest(text, file, strict=strict, places=places)
 
 
-def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
+def parse_manifest(
+    text: str, file: str, *, strict: bool = False, places: SourcePlaces | None = None
+) -> Manifest:
     """Validate a manifest's text. The manifest's `warnings` has the warnings.
 
     Args:
         text: the JSON document; a leading byte order mark is ignored.
         file: its name, for the diagnostics.
-        strict: see `load_manifest`.
+        strict, places: see `load_manifest`.
 
     Raises:
         ManifestInvalid: with every diagnostic, in file order.
@@ -76,7 +83,7 @@ def parse_manifest(text: str, file: str, *, strict: bool = False) -> Manifest:
         root = read_document(text)
     except NotJsonError as error:
         raise _parse_error(text, file, error.at, error.message) from error
-    findings = Findings(text, file)
+    findings = Findings(text, file, root, places)
     check_shape(root, findings, strict=strict)
     if not findings.in_order("error"):
         add_org_entities(root)

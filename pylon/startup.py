@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pylon.app_manifest import app_file, declares_manifest, document_text, read_app_manifest
 from pylon.auth.cookies import cookie_name
 from pylon.auth.disposable_domains import disposable_domains
 from pylon.auth.password_rules import password_rules
@@ -24,7 +25,6 @@ from pylon.data_dir import data_dir_problems
 from pylon.errors import PylonError, StartRefused
 from pylon.mail.templates import load_templates
 from pylon.manifest.model import Manifest
-from pylon.manifest_loader import load_manifest
 from pylon.realtime.app_module import try_app_module
 from pylon.seed_file import refuse_bad_seed
 from pylon.setting_checks import cookie_name_problems, unsafe_origins, unsafe_settings
@@ -55,7 +55,7 @@ def read_manifest(config: Config) -> Manifest:
     Raises:
         StartRefused: the manifest has errors.
     """
-    return load_manifest(Path(config.manifest), strict=config.dev_mode)
+    return read_app_manifest(config, strict=config.dev_mode)
 
 
 def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
@@ -63,13 +63,13 @@ def manifest_problems(config: Config, manifest: Manifest) -> Iterator[str]:
     if config.cookie_name is None:
         yield from cookie_name_problems(
             config, cookie_name(manifest.name),
-            f'the name "{manifest.name}" of {config.manifest} makes the session cookie',
+            f'the name "{manifest.name}" of {app_file(config)} makes the session cookie',
         )
     if config.dev_mode:
         return
     for name in unsafe_origins(manifest.auth.trusted_origins):
         yield (
-            f'{config.manifest}: auth.trusted_origins with "{name}" is refused in production '
+            f'{app_file(config)}: auth.trusted_origins with "{name}" is refused in production '
             "mode (any page could send writes with a visitor's cookie): name the origins"
         )
 
@@ -78,8 +78,24 @@ def start_warnings(loaded: Loaded, manifest: Manifest | None) -> list[str]:
     """Return warnings for the operator, which do not stop a start."""
     return [
         *loaded.warnings, *(d.render() for d in (manifest.warnings if manifest else ())),
-        *_served_files(loaded.config),
+        *_served_files(loaded.config), *_other_manifest(loaded.config, manifest),
     ]
+
+
+def _other_manifest(config: Config, manifest: Manifest | None) -> Iterator[str]:
+    """Yield a warning if PYLON_MANIFEST is another manifest than the one that PYLON_APP declares.
+    """
+    if manifest is None or not declares_manifest(config.app):
+        return
+    try:
+        text = Path(config.manifest).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return
+    if text != document_text(manifest.source):
+        yield (
+            f"{config.manifest} differs from what {config.app} declares, which is used: remove it, "
+            "or run pylonctl manifest build"
+        )
 
 
 def _served_files(config: Config) -> Iterator[str]:
@@ -116,7 +132,9 @@ def find_problems(
             load_templates(config)
         except StartRefused as ex:
             yield ex
-    if config.app is None or Path(config.app).is_file():  # else `unsafe_settings` reports it
+    is_reported = isinstance(manifest, StartRefused) and declares_manifest(config.app)
+    is_missing = config.app is not None and not Path(config.app).is_file()  # reported already
+    if not is_reported and not is_missing:
         try:
             try_app_module(config)
         except StartRefused as ex:

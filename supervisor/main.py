@@ -37,6 +37,7 @@ from pylon.disk_errors import describe_os_error, start_error
 from pylon.errors import PylonError
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
+from pylon.manifest.places import write_places
 from pylon.policy.rules import compile_rules
 from pylon.realtime.app_module import try_app_module
 from pylon.roles import PORT_BY_ROLE, ROLE_NAMES
@@ -236,6 +237,7 @@ def _assemble(
     text = manifest.text.encode()  # with its lines, which refusals in dev mode name
     try:
         runtime.manifest.write_bytes(text)
+        write_places(runtime.manifest, manifest.places)
     except OSError as ex:  # names no file where it is the writing that fails
         raise start_error(ex, runtime.manifest) from ex
 

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.json_text", "pylon.auth_context", "pylon.disk_errors", "pylon.roles",
         "pylon.runtime", "pylon.private_folders", "pylon.admission", "pylon.round_robin",
         "pylon.control", "pylon.body_types", "pylon.key_scopes",
-        "pylon.trace_context", "pylon.clientjs",
+        "pylon.trace_context", "pylon.clientjs", "pylon.nearest_names", "pylon.dsl",
     ),
     # Settings, and the folder of the data.
     (
@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # The declarations of an app, and the queries of its rows.
     ("pylon.manifest", "pylon.values", "pylon.schema", "pylon.query", "pylon.policy"),
     ("pylon.manifest_loader", "pylon.catalogue", "pylon.pages"),
+    ("pylon.app_manifest",),
     # The interface of a store.
     (
         "pylon.storage", "pylon.storage.auth_tables", "pylon.storage.auth_ops",

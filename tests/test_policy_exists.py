@@ -92,7 +92,7 @@ def test_rules_that_ask_are_accepted(text: str) -> None:
     ("^exists()", "takes an entity and one comparison or more"),
     ("^exists(Member)", "takes an entity and one comparison or more"),
     ("^exists('Member', role == 'x')", "takes an entity"),
-    ("exists(^Membr, role == 'x')", 'unknown entity "Membr" (known: Member, Room, Message)'),
+    ("exists(^Membr, role == 'x')", 'unknown entity "Membr" (known: Member, Room, Message;'),
     ("exists(Member, ^data.roomId == roomId)", "the left side of a comparison is a field of"),
     ("exists(Member, ^rom == data.roomId)", '"rom" is none (known: id, roomId, userId'),
     ("exists(Member, roomId == ^roomId)", 'unknown name "roomId"'),

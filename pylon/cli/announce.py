@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pylon.app_manifest import app_file
 from pylon.cli.output import note, result, wants_json
 from pylon.cli.running import Running, find_running
 from pylon.config import Config
@@ -62,7 +63,7 @@ def start_body(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Return the `START_OK` object of spec/http.md §8."""
     return {
         "code": "START_OK", "name": manifest.name, "version": manifest.version,
-        "entry": config.manifest, "port": config.port,
+        "entry": app_file(config), "port": config.port,
         "db_path": ":memory:" if config.in_memory else config.db_path,
         "backend": open_store(config).name,
     }

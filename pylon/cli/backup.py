@@ -26,6 +26,7 @@ from typing import Final
 
 import click
 
+from pylon.app_manifest import manifest_json
 from pylon.auth.secret_key import key_file_of
 from pylon.cli.archives import tell_hook, text_of
 from pylon.cli.backup_verbs import VerbOptions, drill, list_archive, prune, verify
@@ -177,8 +178,8 @@ def _make_backup(config: Config, bundle: _Bundle) -> BackupReport:
     if not store.exists():
         raise BackupRefused(f"there is no database at {path} (PYLON_DB_PATH)")
     try:
-        with lock_data_dir(path):
-            report = bundle.create(Path(config.manifest).absolute())
+        with lock_data_dir(path), manifest_json(config) as manifest:
+            report = bundle.create(manifest)
             _record(store, report)
             return report
     except DataDirLocked:
@@ -198,7 +199,8 @@ def _make_beside_server(config: Config, bundle: _Bundle) -> BackupReport:
             told_s = _clock.monotonic_s()
             note(f"{remaining} of {tables} tables left")
 
-    report = bundle.create(Path(config.manifest).absolute(), tell)
+    with manifest_json(config) as manifest:
+        report = bundle.create(manifest, tell)
     try:
         with require_running(config).control().open_dialogue("backup") as dialogue:
             dialogue.receive_line()

@@ -7,19 +7,18 @@ It reads the database file of a running server, or of one that has stopped, and 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from pylon.app import build_app
+from pylon.app_manifest import read_app_manifest
 from pylon.auth_context import ADMIN, AuthContext
 from pylon.cli.json_options import read_object
 from pylon.cli.output import json_flag, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import EntityNotFound
 from pylon.manifest.model import Entity
-from pylon.manifest_loader import load_manifest
 from pylon.query.rows import parse_filter
 from pylon.storage.factory import open_store
 from pylon.storage.records import QueryPlan
@@ -43,7 +42,7 @@ def explain_query(
 ) -> None:
     """Print the plan of a query of ENTITY, and the index that would help it."""
     config = read_settings(dev=dev).config
-    manifest = load_manifest(Path(config.manifest))
+    manifest = read_app_manifest(config)
     named = manifest.by_name.get(entity)
     if named is None:
         known = ", ".join(sorted(manifest.by_name)) or "none"

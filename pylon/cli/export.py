@@ -19,6 +19,7 @@ from urllib.parse import quote
 import click
 import orjson
 
+from pylon.app_manifest import read_app_manifest
 from pylon.cli.admin_client import AdminClient
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import find_running
@@ -26,7 +27,6 @@ from pylon.cli.settings import dev_flag, read_settings
 from pylon.config import Config
 from pylon.database_url import shown_url
 from pylon.errors import EntityNotFound, Unavailable
-from pylon.manifest_loader import load_manifest
 from pylon.storage.factory import open_store
 
 _PROGRESS_ROWS: Final = 10_000
@@ -88,7 +88,7 @@ def _from_store(config: Config, name: str | None) -> Iterator[bytes]:
             else f"{shown_url(config.database_url)} (DATABASE_URL)"
         )
         raise Unavailable(f"no server runs, and there is no database at {place}")
-    manifest = load_manifest(Path(config.manifest))
+    manifest = read_app_manifest(config)
     if name is not None and name not in manifest.by_name:
         known = ", ".join(manifest.by_name) or "none"
         raise EntityNotFound(f"Unknown entity {name} -- known entities: {known}")

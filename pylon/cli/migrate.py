@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from pylon.app_manifest import read_app_manifest
 from pylon.cli.output import json_flag, note, result, wants_json
 from pylon.cli.running import Running, find_running, require_running
 from pylon.cli.settings import dev_flag, read_settings
@@ -31,7 +32,6 @@ from pylon.data_dir_lock import is_locked
 from pylon.database_url import postgres_url, shown_url
 from pylon.errors import MigrationRefused, NotRunning
 from pylon.manifest.model import Manifest
-from pylon.manifest_loader import load_manifest
 from pylon.migrate.follow import LAG_EVENTS, Follower
 from pylon.migrate.move import Move, Progress
 from pylon.migrate.survey import Survey, survey
@@ -104,7 +104,7 @@ class _Migration:
 
     def __init__(self, config: Config, source: Backend, target: Backend, to: str) -> None:
         self._config = config
-        self._manifest: Manifest = load_manifest(Path(config.manifest))
+        self._manifest: Manifest = read_app_manifest(config)
         self._source = source.transfer
         self._target = target.transfer
         self._target_name = "PostgreSQL" if target.name == "postgresql" else "SQLite"

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, cast
 
 import click
 import orjson
 
 from pylon.app import App, build_app
+from pylon.app_manifest import read_app_manifest
 from pylon.auth_context import AuthContext
 from pylon.cli.json_options import read_object
 from pylon.cli.output import ERROR, json_flag, result
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.errors import EntityNotFound, InvalidData, NotFound
 from pylon.manifest.model import Entity, Manifest
-from pylon.manifest_loader import load_manifest
 from pylon.policy.check import check
 from pylon.policy.entity_rules import Action
 from pylon.policy.grammar import PolicyInvalid
@@ -75,7 +74,7 @@ def test_rule(
     data = read_object("--row", row_json)
     existing = data if existing_json is None else read_object("--existing", existing_json)
     config = read_settings(dev=dev).config
-    manifest = load_manifest(Path(config.manifest)) if entity is not None or stored else None
+    manifest = read_app_manifest(config) if entity is not None or stored else None
     rule = _check(expression, _scope_of(manifest, entity, data, existing))
     if stored and manifest is not None:
         with _stored_rows(build_app(config, manifest)) as (_, related):
@@ -106,7 +105,7 @@ def explain_policies(
     """Say whether the policies allow an action of a caller, and why."""
     auth = _read_auth(auth_json, user)
     config = read_settings(dev=dev).config
-    app = build_app(config, load_manifest(Path(config.manifest)))
+    app = build_app(config, read_app_manifest(config))
     with _stored_rows(app) as (reader, related):
         if room is not None:
             wanted = cast(RoomAction, _action_of(action or "join", _ROOM_ACTIONS, "--room"))

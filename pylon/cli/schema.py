@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from pylon.app_manifest import app_file, read_manifest_file
 from pylon.cli.output import (
     ERROR,
     USAGE,
@@ -26,7 +26,6 @@ from pylon.cli.schema_finish import finish
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.cli.stores import existing_store
 from pylon.manifest.diagnostics import ManifestInvalid
-from pylon.manifest_loader import load_manifest
 from pylon.schema.diff import differences, summary
 from pylon.storage.schemas import TableInfo
 
@@ -48,9 +47,9 @@ def schema() -> None:
 @click.pass_context
 def check(ctx: click.Context, manifest: str | None, dev: bool) -> None:
     """Validate a manifest (default: PYLON_MANIFEST). With --dev, as dev mode does."""
-    path = manifest or read_settings(dev=dev).config.manifest
+    path = manifest or app_file(read_settings(dev=dev).config)
     try:
-        app = load_manifest(Path(path), strict=dev)
+        app = read_manifest_file(path, strict=dev)
     except ManifestInvalid as ex:
         for line in failure_lines(ex):
             note(line)
@@ -76,7 +75,7 @@ def diff(ctx: click.Context, manifests: tuple[str, ...]) -> None:
         note("give two manifests: the old one and the new one")
         result({"code": "DIFF_MISSING_ARGS", "ok": False}, "")
         ctx.exit(USAGE)
-    old, new = (load_manifest(Path(m)) for m in manifests)
+    old, new = (read_manifest_file(m) for m in manifests)
     found = differences(old, new)
     counts = summary(found)
     lines = [d.render() for d in found]

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import click
 from prometheus_client.parser import text_string_to_metric_families
 
 from pylon.app import build_app
+from pylon.app_manifest import read_app_manifest
 from pylon.auth_context import AuthContext
 from pylon.cli.output import json_flag, result
 from pylon.cli.running import Running, find_running
@@ -26,7 +26,6 @@ from pylon.cli.stores import existing_store
 from pylon.config import Config
 from pylon.errors import InvalidData
 from pylon.manifest.model import Entity, FieldType, Manifest
-from pylon.manifest_loader import load_manifest
 from pylon.query.predicate import FALSE, TRUE
 from pylon.query.rows import parse_filter
 from pylon.storage.backend import Backend
@@ -58,7 +57,7 @@ def advise(
 ) -> None:
     """Name the indexes that read policies and the queries seen by a running server lack."""
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
-    app = load_manifest(Path(config.manifest))
+    app = read_app_manifest(config)
     store = existing_store(config)
     wanted = dict.fromkeys([
         *_of_policies(config, app, store), *_of_server(config, app),

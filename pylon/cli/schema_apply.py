@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from pylon.app_manifest import read_app_manifest
 from pylon.cli.output import ERROR, ask_operator, json_flag, note, result
 from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
@@ -23,7 +24,6 @@ from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.data_dir import give_folder_to_owner
 from pylon.manifest.model import FORMAT_VERSION, Manifest
-from pylon.manifest_loader import load_manifest
 from pylon.schema.options import MigrationOptions, read_options
 from pylon.schema.steps import Plan
 from pylon.storage.backend import Backend
@@ -71,7 +71,7 @@ def plan(
     Exit code 1 if a start would be refused.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
-    app = load_manifest(Path(config.manifest))
+    app = read_app_manifest(config)
     options = _read_migration_options(app, flags)
     store = open_store(config) if sqlite is None else open_store_at(Path(sqlite))
     found = store.exists() and not (config.in_memory and sqlite is None)
@@ -107,7 +107,7 @@ def apply(
     you do not answer the question with y or yes: nothing was changed then.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
-    app = load_manifest(Path(config.manifest))
+    app = read_app_manifest(config)
     options = replace(_read_migration_options(app, flags), adopts=adopt)
     if indexes:
         _request_indexes(config, app)
@@ -139,7 +139,7 @@ def references(
     reference does not hold.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
-    app = load_manifest(Path(config.manifest))
+    app = read_app_manifest(config)
     store = existing_store(config)
     schema = store.schema
     if word is None:

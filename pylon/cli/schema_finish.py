@@ -5,15 +5,13 @@ It waits for nothing: while a node with another manifest lives, it says so and c
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from pylon.app_manifest import read_app_manifest
 from pylon.cli.output import ERROR, json_flag, note, result
 from pylon.cli.schema_apply import is_confirmed, make_backup
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.cli.stores import existing_store
-from pylon.manifest_loader import load_manifest
 from pylon.schema.options import read_options
 
 
@@ -40,7 +38,7 @@ def finish(
     with the manifest of the settings. Exit code 1 if a node has another one.
     """
     config = read_settings(dev=dev, flags={"PYLON_MANIFEST": manifest}).config
-    app = load_manifest(Path(config.manifest))
+    app = read_app_manifest(config)
     options = read_options(app, drop_fields=drop_field, drop_entities=drop_entity)
     store = existing_store(config)
     if config.database_url is None:

@@ -7,11 +7,11 @@ server this process rebuilds, in one transaction. Invariant: a check only reads.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from pylon.app_manifest import read_app_manifest
 from pylon.cli.output import ERROR, json_flag, note, result
 from pylon.cli.running import require_running
 from pylon.cli.settings import dev_flag, read_settings
@@ -23,7 +23,6 @@ from pylon.errors import (
     SearchNotConfigured,
 )
 from pylon.manifest.model import Entity
-from pylon.manifest_loader import load_manifest
 from pylon.query.words import text_fields
 
 _entity_option = click.option("--entity", metavar="NAME", help="Only this entity.")
@@ -103,7 +102,7 @@ def _entities(config: Config, name: str | None) -> list[Entity]:
         EntityNotFound: the manifest does not have it.
         SearchNotConfigured: it has no index.
     """
-    manifest = load_manifest(Path(config.manifest))
+    manifest = read_app_manifest(config)
     if name is None:
         return [e for e in manifest.entities if text_fields(e)]
     entity = manifest.by_name.get(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from pylon.app_manifest import read_app_manifest
 from pylon.auth.sealed_values import COLUMN, TABLES, kid_of, read_sealed
 from pylon.auth.secret_key import key_file_of, read_keys, rotate_key_file
 from pylon.cli.output import json_flag, result
@@ -20,7 +21,6 @@ from pylon.cli.stores import existing_store, hold_stopped_store
 from pylon.clock import SystemRandom
 from pylon.config import Config
 from pylon.errors import Unavailable
-from pylon.manifest_loader import load_manifest
 
 
 @click.group()
@@ -38,7 +38,7 @@ def status_of_secret(dev: bool) -> None:
     keys = read_keys(config)
     if keys is None:
         raise Unavailable("there is no secret key yet: the first start makes one")
-    reader = existing_store(config).open_reader(load_manifest(Path(config.manifest)))
+    reader = existing_store(config).open_reader(read_app_manifest(config))
     counts: Counter[str] = Counter()
     try:
         for table in TABLES:

@@ -23,6 +23,7 @@ import click
 import orjson
 
 import pylon
+from pylon.app_manifest import manifest_json
 from pylon.cli.config import mask_secret
 from pylon.cli.doctor import find_all
 from pylon.cli.logs import UNIT, read_log_lines
@@ -31,7 +32,7 @@ from pylon.cli.running import require_running
 from pylon.cli.schema import describe_table
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.clock import NS_PER_S, SystemClock
-from pylon.config import Loaded
+from pylon.config import Config, Loaded
 from pylon.data_dir import open_private
 from pylon.doctor.redaction import Redaction
 from pylon.errors import PylonError
@@ -84,10 +85,15 @@ def _parts(loaded: Loaded, unit: str) -> Iterator[tuple[str, Callable[[], str]]]
     yield "status.json", lambda: _json(require_running(config).control(_ANSWER_S).ask("status"))
     yield "metrics.txt", lambda: str(
         require_running(config).control(_ANSWER_S).ask("metrics", format="text")["body"])
-    yield "manifest.json", lambda: Path(config.manifest).read_text(errors="replace")
+    yield "manifest.json", lambda: _manifest(config)
     yield "schema.json", lambda: _schema(loaded)
     yield "log.txt", lambda: "\n".join(
         deque(read_log_lines(config, unit=unit), maxlen=_LOG_LINES)) + "\n"
+
+
+def _manifest(config: Config) -> str:
+    with manifest_json(config) as file:
+        return file.read_text(errors="replace")
 
 
 def _about() -> str:

@@ -128,7 +128,7 @@ def _type(field: Node, entities: set[str], code: str, findings: Findings) -> Non
     elif found[0] is FieldType.ID and found[1] not in entities:
         findings.error(
             "FIELD_ID_TARGET_NOT_FOUND", f'no entity is called "{found[1]}"', type_.at,
-            list_known(entities),
+            list_known(entities, found[1]),
         )
 
 
@@ -190,7 +190,7 @@ def _relations(
         if found is None:
             findings.error(
                 "RELATION_TARGET_NOT_FOUND", f'no entity is called "{target.value}"', target.at,
-                list_known(names_of(entities)),
+                list_known(names_of(entities), target.value),
             )
         elif field is not None and is_many:
             target_columns = {"id"} | names_of(items_of(found, "fields"))
@@ -258,7 +258,7 @@ def _routes(root: Node, findings: Findings) -> None:
         if found is None:
             findings.error(
                 "ROUTE_QUERY_NOT_FOUND", f'no query is called "{query.value}"', query.at,
-                list_known(names_of(queries)),
+                list_known(names_of(queries), query.value),
             )
         elif path is not None:
             _parameters(path, found, findings)

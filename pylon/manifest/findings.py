@@ -9,14 +9,24 @@ from __future__ import annotations
 
 from pylon.manifest.diagnostics import Diagnostic, Severity, one_line
 from pylon.manifest.document import Node, line_and_column, offset_in_string
+from pylon.manifest.places import SourcePlaces
 
 
 class Findings:
     """Collects diagnostics about one file."""
 
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(
+        self, text: str, file: str, root: Node | None = None, places: SourcePlaces | None = None
+    ) -> None:
+        """Begin without findings.
+
+        Args:
+            root: the document, with `places` if Python has declared it.
+        """
         self._text = text
         self._file = file
+        self._root = root
+        self._places = places
         self._found: dict[tuple[int, str, str], Diagnostic] = {}
 
     def place_in_string(self, node: Node, index: int) -> int:
@@ -25,7 +35,8 @@ class Findings:
 
     def line_of(self, node: Node) -> str:
         """Return ``file:line`` of a node."""
-        return f"{self._file}:{line_and_column(self._text, node.at)[0]}"
+        file, line, _ = self._place(node.at)
+        return f"{file}:{line}"
 
     def shape(self, node: Node, message: str) -> None:
         """Report a value of the wrong JSON shape."""
@@ -54,10 +65,15 @@ class Findings:
     def _report(
         self, severity: Severity, code: str, message: str, at: int, hint: str | None
     ) -> None:
-        line, column = line_and_column(self._text, at)
+        file, line, column = self._place(at)
         self._found[at, code, message] = Diagnostic(
-            severity, code, one_line(message), self._file, line, column, hint
+            severity, code, one_line(message), file, line, column, hint
         )
+
+    def _place(self, at: int) -> tuple[str, int, int]:
+        if self._places is not None and self._root is not None:
+            return self._places.locate(self._text, self._root, at)
+        return (self._file, *line_and_column(self._text, at))
 
 
 def text_of(node: Node, key: str) -> Node | None:

@@ -328,6 +328,8 @@ class Manifest:
     source: dict[str, Any] = field(default_factory=dict)  # the document, for /api/manifest
     text: str = field(default="", compare=False, repr=False)  # the file, with its own lines
     warnings: tuple[Diagnostic, ...] = field(default=(), compare=False)
+    # Of a manifest that Python has declared: the places of its parts (`pylon.manifest.places`).
+    places: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def by_name(self) -> dict[str, Entity]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from pylon.manifest.document import Node
 from pylon.manifest.findings import Findings, text_of
+from pylon.nearest_names import near_suffix
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # PostgreSQL looks for a table in its catalogue, with tables pg_..., before the app's schema.
@@ -29,9 +30,11 @@ def is_called(node: Node, name: str) -> bool:
     return found is not None and found.value == name
 
 
-def list_known(names: Iterable[str]) -> str:
-    """Return the hint that lists the names which would be right."""
-    return "known: " + (", ".join(sorted(names)) or "none")
+def list_known(names: Iterable[str], wanted: str | None = None) -> str:
+    """Return the hint that lists the names which would be right; with the one that resembles
+    `wanted`."""
+    known = sorted(names)
+    return "known: " + (", ".join(known) or "none") + near_suffix(wanted, known)
 
 
 def check_name(
@@ -105,5 +108,5 @@ def check_field_name(
     if field.value not in columns:
         findings.error(
             code, f'{noun} names the field "{field.value}", which does not exist', field.at,
-            list_known(columns),
+            list_known(columns, field.value),
         )

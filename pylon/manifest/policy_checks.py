@@ -45,7 +45,7 @@ def check_policies(root: Node, findings: Findings) -> None:
             if node.value not in known:
                 findings.error(
                     f"POLICY_{key.upper()}_NOT_FOUND", f'no {key} is called "{node.value}"',
-                    node.at, list_known(known),
+                    node.at, list_known(known, node.value),
                 )
 
 

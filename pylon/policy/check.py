@@ -87,7 +87,7 @@ class _Checker:
         else:
             found = next((r for r in self._scope.roots if r == root), None)
             if found is None:
-                known = list_names(["auth", *self._scope.roots])
+                known = list_names(["auth", *self._scope.roots], root)
                 raise PolicyInvalid(
                     f'unknown name "{word}" in a rule of {self._scope.subject} (known: {known})',
                     node.at,
@@ -101,7 +101,7 @@ class _Checker:
             )
         if path[0] not in names:
             raise PolicyInvalid(
-                f'unknown attribute "{path[0]}" of {owner} (known: {list_names(names)})',
+                f'unknown attribute "{path[0]}" of {owner} (known: {list_names(names, path[0])})',
                 node.at + len(root) + 1,
             )
         if root == "auth":

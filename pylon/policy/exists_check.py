@@ -72,7 +72,7 @@ class ExistsChecker:
         name = str(node.args[0].value)
         entity = self._scope.entities.get(name)
         if entity is None:
-            known = list_names(self._scope.entities)
+            known = list_names(self._scope.entities, name)
             raise PolicyInvalid(f'unknown entity "{name}" (known: {known})', node.args[0].at)
         return entity
 
@@ -91,7 +91,7 @@ class ExistsChecker:
             shown = f'"{name}"' if left.op == "word" else "this"
             raise PolicyInvalid(
                 f"the left side of a comparison is a field of {entity.name}, and {shown} is none"
-                f" (known: {list_names(kinds)})", left.at,
+                f" (known: {list_names(kinds, name)})", left.at,
             )
         if node.op != "in":
             option = align_literal(self._option(right, around), kinds[name], right)
@@ -118,7 +118,7 @@ class ExistsChecker:
                 kinds = kinds_of_row(around)
                 if name not in kinds:
                     raise PolicyInvalid(
-                        f'unknown field "{name}" of {root} (known: {list_names(kinds)})',
+                        f'unknown field "{name}" of {root} (known: {list_names(kinds, name)})',
                         node.at + len(root) + 1,
                     )
                 return e.Related(name, kinds[name])

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pylon.manifest.model import Entity, Field, FieldType, Operation
+from pylon.nearest_names import near_suffix
 from pylon.policy import expression as e
 from pylon.policy.expression import Kind, Root
 
@@ -98,5 +99,7 @@ def kinds_of_row(entity: Entity) -> dict[str, Kind]:
     return {"id": Kind.STRING, **_kinds(entity.public_fields)}
 
 
-def list_names(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+def list_names(names: Iterable[str], wanted: str | None = None) -> str:
+    """Return the names as a list; with the one that resembles `wanted`."""
+    known = list(names)
+    return (", ".join(known) or "none") + near_suffix(wanted, known)
