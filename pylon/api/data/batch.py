@@ -173,7 +173,7 @@ def _note_replies(entries: list[Entry[Operation]], reply: WriteReply) -> None:
 def _describe_outcome(entries: list[Entry[Operation]], committed: bool) -> dict[str, Any]:
     results = [
         {"op": _kind_of(entry), "id": _row_id_of(entry)} if entry.error is None
-        else {"op": _kind_of(entry), "error": entry.error.message}
+        else {"op": _kind_of(entry), "error": entry.error.message, "code": entry.error.code}
         for entry in entries
     ]
     return {"committed": committed, "results": results}
