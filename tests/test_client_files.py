@@ -98,3 +98,19 @@ def test_install_writes_the_files_once(
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["changed"] == changed
     assert (folder / "pylon.js").read_bytes() == client_files()["pylon.js"]
+
+
+KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("names", "budget_bytes"),
+    [
+        (("pylon.js",), 14 * KIB), (("pylon.js", "offline.js"), 20 * KIB),
+        *((((name,), 3 * KIB)) for name in ("react.js", "preact.js", "vue.js", "svelte.js")),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_files_stay_within_their_budget(names: tuple[str, ...], budget_bytes: int) -> None:
+    sizes = {name: len(gzip.compress(client_files()[name], 9)) for name in names}
+    assert sum(sizes.values()) <= budget_bytes, sizes

@@ -33,10 +33,11 @@ export declare class LiveDocument<D extends LoroLike> {
     readonly entity: string;
     readonly id: string;
     readonly doc: D;
+    private readonly forget;
     status: DocumentStatus;
     /** Resolves with the first content. */
     readonly ready: Promise<void>;
-    constructor(env: Environment, connection: Connection, requests: Requests, entity: string, id: string, doc: D);
+    constructor(env: Environment, connection: Connection, requests: Requests, entity: string, id: string, doc: D, forget: () => void);
     subscribe(listener: (status: DocumentStatus) => void): () => void;
     /** End the subscription. Edits that wait are sent before. */
     close(): Promise<void>;

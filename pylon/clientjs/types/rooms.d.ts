@@ -26,7 +26,8 @@ export declare class Room {
     private readonly requests;
     private readonly auth;
     readonly name: string;
-    constructor(env: Environment, connection: Connection, requests: Requests, auth: Auth, name: string, data: unknown);
+    private readonly forget;
+    constructor(env: Environment, connection: Connection, requests: Requests, auth: Auth, name: string, data: unknown, forget: () => void);
     get members(): readonly Member[];
     get snapshot(): RoomSnapshot;
     /** Call `listener` now and at each change of the members. */

@@ -29,13 +29,14 @@ export declare class Shard<S = unknown, I = unknown> {
     private readonly config;
     readonly id: string;
     private readonly sid;
+    private readonly forget;
     /** The last state; null before the first. */
     state: S | null;
     tick: number;
     status: ShardStatus;
     /** Inputs that no state has acknowledged, the oldest first: what a prediction applies again. */
     readonly pending: PendingInput<I>[];
-    constructor(env: Environment, auth: Auth, config: () => Promise<ClientConfig>, id: string, sid: string | undefined);
+    constructor(env: Environment, auth: Auth, config: () => Promise<ClientConfig>, id: string, sid: string | undefined, forget: () => void);
     on<K extends keyof ShardEvents<S>>(event: K, listener: ShardEvents<S>[K]): () => void;
     /** Send an input. Returns its number; null without a connection: the input is not sent. */
     input(input: I): number | null;

@@ -216,7 +216,8 @@ export class Connection {
     this.#unanswered = this.#failedOpens = 0;
     const epoch = this.#epoch;
     this.#timer = this.env.setTimeout(() => { if (epoch === this.#epoch) this.#attempts = 0; }, STEADY_MS);
-    if (transport !== "ws" && this.#transports[0] === "ws") this.#wsAgainAt = this.env.now() + WS_AGAIN_MS;
+    if (transport === "ws") this.#wsAgainAt = 0;
+    else if (this.#transports[0] === "ws") this.#wsAgainAt ||= this.env.now() + WS_AGAIN_MS;
     this.#set("live", transport, null);
     this.onOpen.emit(transport);
     this.#beat(epoch);

@@ -42,7 +42,7 @@ export class LiveDocument<D extends LoroLike> {
 
   constructor(
     private readonly env: Environment, private readonly connection: Connection, private readonly requests: Requests,
-    readonly entity: string, readonly id: string, readonly doc: D,
+    readonly entity: string, readonly id: string, readonly doc: D, private readonly forget: () => void,
   ) {
     this.#sent = doc.oplogVersion();
     let loaded: () => void = () => {};
@@ -76,6 +76,7 @@ export class LiveDocument<D extends LoroLike> {
     if (!this.#isOpen) return;
     if (this.#isDirty) await this.#send().catch(() => undefined);
     this.#isOpen = false;
+    this.forget();
     this.env.clearTimeout(this.#timer);
     this.connection.send({ type: "crdt-unsubscribe", entity: this.entity, rowId: this.id });
     for (const end of this.#endings) end();

@@ -300,8 +300,8 @@ export class SharedWindow {
         if (!outbox.over(this.entity).length) this.#rowSeqs.clear();
         this.show();
       }),
+      connection.onOpen.add(() => this.start()),
       ...(source ? [source.subscribe(this.entity, () => this.#soon(() => this.#readSource(), 0))] : [
-        connection.onOpen.add(() => this.start()),
         connection.onHint.add(entity => { if (entity === null || entity === this.entity) this.#soon(() => void this.#read(), HINT_MS); }),
       ]),
     ];

@@ -258,9 +258,9 @@ export class Outbox {
       await this.#acknowledge(entry, operations.map(() => Number(headers.get("x-pylon-change-seq") ?? 0)));
     } catch (error) {
       if (!(error instanceof PylonError) || error.retryable) throw error;
-      const results = (error.body.results ?? []) as { error?: unknown }[];
-      const failed = results.find(each => each.error);
-      await this.#refuse(entry, failed ? errorOf(failed.error, { status: error.status, retryable: false }) : error);
+      // A transaction says which step was refused, and why.
+      const failed = ((error.body.results ?? []) as { error?: string; code?: string }[]).find(each => each.error);
+      await this.#refuse(entry, failed ? new PylonError(failed.code ?? error.code, failed.error as string, { status: error.status, body: error.body }) : error);
     }
     return false;
   }

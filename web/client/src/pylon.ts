@@ -105,7 +105,7 @@ export class Pylon<S extends AnySchema = UntypedSchema> {
   readonly #windows: LiveWindows;
   readonly #offline: Extension | null;
   readonly #newId: () => string;
-  readonly #open = new Set<{ close(): unknown }>();
+  readonly #open = new Set<() => unknown>();
   readonly #errors = new Listeners<[PylonError, Entry]>();
 
   constructor(options: Options = {}) {
@@ -228,23 +228,26 @@ export class Pylon<S extends AnySchema = UntypedSchema> {
 
   /** Join a room. `data` is what its other members see. */
   room(name: string, options: { data?: unknown } = {}): Room {
-    const room = new Room(this.#env, this.#connection, this.#requests, this.auth, name, options.data);
-    this.#open.add({ close: () => room.leave() });
+    const end = () => room.leave();
+    const room: Room = new Room(this.#env, this.#connection, this.#requests, this.auth, name, options.data, () => this.#open.delete(end));
+    this.#open.add(end);
     return room;
   }
 
   /** Join a shard. */
   shard<State = unknown, Input = unknown>(id: string, options: { sid?: string } = {}): Shard<State, Input> {
-    const shard = new Shard<State, Input>(this.#env, this.auth, () => this.#connection.config(), id, options.sid);
-    this.#open.add(shard);
+    const end = () => shard.close();
+    const shard: Shard<State, Input> = new Shard(this.#env, this.auth, () => this.#connection.config(), id, options.sid, () => this.#open.delete(end));
+    this.#open.add(end);
     return shard;
   }
 
   /** Edit a row as a document. Resolves with its first content. */
   async doc<E extends EntityName<S>, D extends LoroLike>(entity: E, id: string, options: { LoroDoc: new () => D }): Promise<LiveDocument<D>> {
     const { LiveDocument } = await import("./documents.js"); // loaded by those who need it
-    const document = new LiveDocument(this.#env, this.#connection, this.#requests, entity, id, new options.LoroDoc());
-    this.#open.add(document);
+    const end = () => document.close();
+    const document: LiveDocument<D> = new LiveDocument(this.#env, this.#connection, this.#requests, entity, id, new options.LoroDoc(), () => this.#open.delete(end));
+    this.#open.add(end);
     await document.ready;
     return document;
   }
@@ -281,7 +284,7 @@ export class Pylon<S extends AnySchema = UntypedSchema> {
 
   /** End everything: listeners, sockets, timers. */
   close(): void {
-    for (const each of this.#open) each.close();
+    for (const end of [...this.#open]) end();
     this.#windows.close();
     this.outbox.close();
     this.#offline?.close();

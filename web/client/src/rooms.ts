@@ -36,7 +36,7 @@ export class Room {
 
   constructor(
     private readonly env: Environment, private readonly connection: Connection, private readonly requests: Requests,
-    private readonly auth: Auth, readonly name: string, data: unknown,
+    private readonly auth: Auth, readonly name: string, data: unknown, private readonly forget: () => void,
   ) {
     this.#data = data;
     this.#endings = [
@@ -78,6 +78,7 @@ export class Room {
   async leave(): Promise<void> {
     if (!this.#isOpen) return;
     this.#isOpen = false;
+    this.forget();
     this.env.clearTimeout(this.#timer);
     this.connection.send({ type: "room-unsubscribe", room: this.name });
     for (const end of this.#endings) end();

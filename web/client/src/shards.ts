@@ -51,7 +51,7 @@ export class Shard<S = unknown, I = unknown> {
 
   constructor(
     private readonly env: Environment, private readonly auth: Auth, private readonly config: () => Promise<ClientConfig>,
-    readonly id: string, private readonly sid: string | undefined,
+    readonly id: string, private readonly sid: string | undefined, private readonly forget: () => void,
   ) {
     this.#end = auth.onChange((_, isSameUser) => { if (!isSameUser) this.retry(); });
     void this.#connect();
@@ -80,6 +80,7 @@ export class Shard<S = unknown, I = unknown> {
 
   close(): void {
     this.#isOpen = false;
+    this.forget();
     this.#end();
     this.#drop();
     this.#set("ended", null);
