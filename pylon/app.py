@@ -9,8 +9,9 @@ any.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from pylon.clock import Clock, RandomSource, SystemClock, SystemRandom
 from pylon.config import Config
@@ -22,8 +23,7 @@ from pylon.policy.rules import RuleSet, compile_rules
 from pylon.values import EntityCodec, FieldDefaults
 
 
-@dataclass(frozen=True, slots=True)
-class App:
+class App(msgspec.Struct, frozen=True):
     """One app, shared by all parts of a worker process."""
 
     config: Config

@@ -13,8 +13,9 @@ written. Bound: the keys of `_REMEMBERED` subjects. Called by the API and by `wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import msgspec
 
 from pylon.auth_context import AuthContext
 from pylon.errors import LimitExceeded, RateLimited
@@ -33,8 +34,7 @@ _VERBS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class AllowedWrites:
+class AllowedWrites(msgspec.Struct, frozen=True):
     """How many writes of a list a client may make, and the error of the next one."""
 
     count: int

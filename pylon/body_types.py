@@ -15,7 +15,6 @@ the text. Called by the resources of `pylon.api` and by `pylon.query`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import (
     Annotated,
     Any,
@@ -37,8 +36,7 @@ _NAME_CHARS: Final = 100
 _NOUN_CHARS: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """The errors of a member that does not fit. Stands in the `Annotated` of the member.
 
     Args:
@@ -61,8 +59,7 @@ class Refusal:
 _PLAIN: Final = Refusal()
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
+class _Member(msgspec.Struct, frozen=True):
     """One member of a body. `max_chars`: the longest text; None: no limit."""
 
     name: str

@@ -8,9 +8,10 @@ from it.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Final
+
+import msgspec
 
 from pylon.errors import PylonError, StartRefused
 from pylon.manifest.codes import DIAGNOSTICS
@@ -22,8 +23,7 @@ _REMEDY: Final = "Remedy: "
 _ELSEWHERE: Final[tuple[type[PylonError], ...]] = (ManifestInvalid, PolicyInvalid)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One code. `status` is None for an error that no HTTP response has."""
 
     code: str

@@ -13,10 +13,11 @@ set. Called by `pylon.config`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Final
+
+import msgspec
 
 from pylon.database_url import is_postgres_url
 
@@ -29,8 +30,7 @@ class Effect(Enum):
     FEATURE = "a feature is missing"
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(msgspec.Struct, frozen=True):
     """One variable, or a family of them; `names` are patterns, divided by spaces."""
 
     names: str

@@ -13,12 +13,12 @@ Invariant: names, port settings and port offsets are unique. Called by `pylon.co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class RolePort:
+
+class RolePort(msgspec.Struct, frozen=True):
     """The listening port of a role, and the URL that clients are told."""
 
     setting: str
@@ -35,8 +35,7 @@ class RolePort:
         return f"{self.setting} (or PYLON_PORT + {self.offset})" if self.offset else self.setting
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
+class Role(msgspec.Struct, frozen=True):
     """One kind of worker process."""
 
     name: str  # on the wire, in log lines, metrics and names of systemd sockets

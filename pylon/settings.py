@@ -10,8 +10,9 @@ except `INTERNAL_NAMES`, which the supervisor sets for its children, and `ENV_FI
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from pylon.database_url import chosen_database, postgres_url, shown_url
 from pylon.roles import CHOSEN_ROLES
@@ -47,8 +48,7 @@ from pylon.setting_values import integer as _int
 from pylon.setting_values import text as _text
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """One line of the table. `env`: the whole variable name; `field`: the attribute of `Config`."""
 
     env: str

@@ -27,9 +27,10 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from pylon import limits, log, metrics
 from pylon.bus.fork_requests import ForkRequest, pack_environ
@@ -49,8 +50,7 @@ _EXIT_CONFIG: Final = 78  # of a worker that cannot start with its settings
 _FAILURES_OF_NEW: Final = 3  # deaths in a row after which a rollout fails
 
 
-@dataclass(frozen=True, slots=True)
-class RoleView:
+class RoleView(msgspec.Struct, frozen=True):
     """The state of a role, as `pylonctl status` shows it."""
 
     wanted: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
@@ -29,8 +29,7 @@ from supervisor.sockets import Listeners
 from supervisor.writer import Writer
 
 
-@dataclass(frozen=True, slots=True)
-class Components:
+class Components(msgspec.Struct, frozen=True):
     """The parts of one run. `store` may be in memory, and then exists in this run only."""
 
     config: Config

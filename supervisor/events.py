@@ -12,38 +12,34 @@ the threads of the supervisor.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 if TYPE_CHECKING:
     from supervisor.generations import Change
 
 
-@dataclass(frozen=True, slots=True)
-class SignalArrived:
+class SignalArrived(msgspec.Struct, frozen=True):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class StopAsked:
+class StopAsked(msgspec.Struct, frozen=True):
     """A control connection requests a stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeAsked:
+class ChangeAsked(msgspec.Struct, frozen=True):
     """A reload or a scaling was checked, and is to be carried out."""
 
     change: Change
 
 
-@dataclass(frozen=True, slots=True)
-class RolesChanged:
+class RolesChanged(msgspec.Struct, frozen=True):
     """A worker became ready, or ceased to be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(msgspec.Struct, frozen=True):
     """A thread that the supervisor cannot do without has failed."""
 
     error: BaseException

@@ -23,9 +23,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+import msgspec
+from msgspec import field
 
 from pylon import limits, log, metrics
 from pylon.config import Config, Loaded
@@ -68,8 +70,7 @@ class Kind(Enum):
         return self in (Kind.SERVER, Kind.RESTART)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A change that was checked. `changed` names the settings that differ."""
 
     kind: Kind
@@ -80,8 +81,7 @@ class Change:
     progress: Progress = field(default_factory=Progress)
 
 
-@dataclass(slots=True)
-class Lifetime:
+class Lifetime(msgspec.Struct):
     """What outlives a run: the settings, and what operators have changed since the start."""
 
     read: Loaded  # from files and environment

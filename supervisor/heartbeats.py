@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon import limits
 from pylon.bus.messages import WorkerStatus
@@ -25,8 +26,7 @@ from pylon.metrics.wire import Family
 _POLL_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(msgspec.Struct, frozen=True):
     """The newest heartbeat of one process; `at_s` is the monotonic time of its arrival."""
 
     role: str

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -32,8 +31,7 @@ _ASK: Final = "ask"  # its body: the incarnation that is to tell its state
 _log = log.get_logger("nodes")
 
 
-@dataclass(slots=True)
-class _Task:
+class _Task(msgspec.Struct):
     """Something to do every so often while there are other nodes."""
 
     period_s: float

@@ -16,8 +16,10 @@ phase has a deadline. A rollout that has ended does nothing more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
+
+import msgspec
+from msgspec.structs import replace
 
 
 class Phase(Enum):
@@ -37,8 +39,7 @@ class Action(Enum):
     KILL_NEW = "kill the new processes"
 
 
-@dataclass(frozen=True, slots=True)
-class Sight:
+class Sight(msgspec.Struct, frozen=True):
     """The processes of a rollout as they are now."""
 
     now_s: float
@@ -48,8 +49,7 @@ class Sight:
     successors_ready: bool = True  # all successors of exclusive processes are ready
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(msgspec.Struct, frozen=True):
     """One rollout. `boot_s`, `drain_s`: the longest that new processes may take to become ready,
     and old ones to end."""
 

@@ -10,13 +10,13 @@ Invariant: no two slots of a role share a name, since files and metrics of worke
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from pylon.roles import ROLE_BY_NAME
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(msgspec.Struct):
     """The state of one child and its successors."""
 
     role: str

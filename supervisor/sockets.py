@@ -26,8 +26,9 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon.config import Config, Loaded
 from pylon.errors import StartRefused
@@ -38,8 +39,7 @@ _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _BACKLOG: Final = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class Listeners:
+class Listeners(msgspec.Struct, frozen=True):
     """One socket for each role with a port that is switched on."""
 
     by_role: dict[str, socket.socket]

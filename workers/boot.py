@@ -17,12 +17,13 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 import gevent
+import msgspec
 from gevent.event import Event
 from gevent.hub import get_hub
+from msgspec import field
 
 from pylon import config as settings
 from pylon import log, metrics
@@ -54,8 +55,7 @@ _log = log.get_logger("worker")
 _preloaded: App | None = None  # set in the template, before the fork
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
+class WorkerContext(msgspec.Struct, frozen=True):
     """The app, the socket and the store of a worker after its boot."""
 
     app: App

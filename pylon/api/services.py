@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from pylon.admission import Admission
 from pylon.api.admin.readiness import Readiness
 from pylon.api.data.conflicts import ConflictWatch
@@ -124,8 +126,7 @@ class MergeChecker(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Connections:
+class Connections(msgspec.Struct, frozen=True):
     """The parts that one process makes after its fork, for its services."""
 
     store: Store
@@ -269,8 +270,7 @@ class AdminServices:
         self.started_s = self.app.clock.monotonic_s()
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(msgspec.Struct, frozen=True):
     """The groups of one process, for `pylon.api.application`."""
 
     requests: RequestServices

@@ -8,14 +8,14 @@ it exactly the supervisor's settings. Called by `supervisor.children`, `workers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from pylon.errors import StartRefused
 
 
-@dataclass(frozen=True, slots=True)
-class ChildEnv:
+class ChildEnv(msgspec.Struct, frozen=True):
     """The identity of a child. `worker` is unique within the role: "1", "2", ..."""
 
     role: str

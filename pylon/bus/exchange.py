@@ -19,10 +19,10 @@ pylon_bus_messages_total, pylon_bus_messages_dropped_total. Called by `pylon.bus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import gevent
+import msgspec
 import zmq
 from gevent.event import Event
 from gevent.hub import Waiter, get_hub
@@ -50,8 +50,7 @@ _Request = TypeVar("_Request")
 _Reply = TypeVar("_Reply", bound=Reply)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """The endpoint of an exchange, and its bounds."""
 
     endpoint: str

@@ -13,9 +13,10 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from pylon.config import Config
 from pylon.data_dir import folder_problem
@@ -40,8 +41,7 @@ _OWN_FILES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
+class Runtime(msgspec.Struct, frozen=True):
     """The paths in a runtime folder. Creating the object touches no file."""
 
     dir: Path

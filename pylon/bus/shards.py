@@ -12,7 +12,6 @@ of HTTP workers, by `workers.ws` and by shards workers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import gevent
@@ -120,8 +119,7 @@ class RemoteCalls(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class ShardAnswers:
+class ShardAnswers(msgspec.Struct, frozen=True):
     """The answers of all shards workers to one command."""
 
     texts: list[bytes]  # one for each worker that answered

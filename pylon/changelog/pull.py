@@ -16,11 +16,11 @@ gets their changes again after the cursor, which is harmless, and misses none. C
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Final
 
+import msgspec
 import orjson
 
 from pylon import limits
@@ -44,8 +44,7 @@ _PIECE_BYTES: Final = 64 * 1024
 _TRUTH: Final = {True: b"true", False: b"false"}
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
+class Pulled(msgspec.Struct, frozen=True):
     """A response body, the client's cursor after it, and whether the client pulls once more
     before it connects."""
 
@@ -158,8 +157,7 @@ def stream_snapshot(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Beginning:
+class _Beginning(msgspec.Struct, frozen=True):
     """The head and the first rows, all read at one commit. `rest` has the parts whose rows
     are not read yet; the rows of the first one up to `last_row` are."""
 

@@ -16,10 +16,11 @@ replays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.changelog.change import Change
@@ -37,8 +38,7 @@ from pylon.storage.related import StoredRelated
 Row = Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class RowSpan:
+class RowSpan(msgspec.Struct):
     """The first and the last change of a row in a range."""
 
     first: Change

@@ -12,8 +12,8 @@ Invariant: the parts of an entity have no row in common, and together they have 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+import msgspec
 import orjson
 
 from pylon.auth_context import AuthContext
@@ -28,8 +28,7 @@ from pylon.query.predicate_parts import conjuncts
 from pylon.query.rows import Query
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotPart:
+class SnapshotPart(msgspec.Struct, frozen=True):
     """Rows of an entity, read page by page. `allowed` is the read policy that guards `where`."""
 
     entity: Entity

@@ -7,14 +7,14 @@ Called by `pylon.changelog.feed` and `readable_changes`, and by `workers.hub.his
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from pylon.errors import ResyncRequired
 from pylon.storage.interface import Reader
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """The oldest seq and the head of the log. `oldest` is head + 1 if the log is empty."""
 
     head: int

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+from msgspec import field
 
 Id = tuple[str, int]  # index of the peer in the JSON's list, and counter
 Spans = dict[int, list[tuple[int, int]]]  # counters of each peer: first, and last + 1
@@ -48,8 +48,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     shown: bytes
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(msgspec.Struct):
     """The results of a walk over all changes."""
 
     removed: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # spans, by peer

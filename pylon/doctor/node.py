@@ -11,10 +11,12 @@ import platform
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
+from msgspec import field
 
 import pylon
 from pylon import limits
@@ -34,8 +36,7 @@ _CONNECT_S: Final = 2.0
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # nosec B104 # it connects, and binds nothing
 
 
-@dataclass(frozen=True, slots=True)
-class NodeState:
+class NodeState(msgspec.Struct, frozen=True):
     """The running server. `status`: the answer of the control socket. `values`: samples of its
     metrics without labels, by name."""
 

@@ -18,9 +18,10 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from pylon.config import Config
 from pylon.doctor.findings import ERROR, OK, WARNING, Finding
@@ -34,8 +35,7 @@ _HEAD_BYTES_MAX: Final = 65_536
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(msgspec.Struct, frozen=True):
     """The head of a response, and the bytes that came behind it."""
 
     status: int

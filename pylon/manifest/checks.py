@@ -9,7 +9,7 @@ Bounds: `limits.ENTITY_FIELDS`, `limits.SEARCH_FIELDS`. Called by `pylon.manifes
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.manifest.auth_checks import (

@@ -7,8 +7,9 @@ compiler make them, `ManifestInvalid` carries them, and `pylonctl` prints them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from pylon.errors import StartRefused
 
@@ -17,8 +18,7 @@ _MESSAGE_CHARS = 400
 Severity = Literal["error", "warning", "info"]
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnostic:
+class Diagnostic(msgspec.Struct, frozen=True):
     """One fault. Without a line it concerns the whole file."""
 
     severity: Severity

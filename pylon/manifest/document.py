@@ -10,8 +10,9 @@ Invariant: any text gives a `Node` or `NotJsonError`. Bound: `limits.JSON_DEPTH`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pylon import limits
 
@@ -35,8 +36,7 @@ class NotJsonError(ValueError):
         self.at = at
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True):
     """A value, its offset, and the offset behind it.
 
     The value of a container is a dict[str, Node] or list[Node].

@@ -9,15 +9,15 @@ in `build`, a row in docs/manifest.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 _CRDT_KINDS = ("lww", "text", "counter", "list", "movable-list", "tree")
 _ROUTE_MODES = ("static", "server", "live")
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(msgspec.Struct, frozen=True):
     """A single value; `what` describes it in messages."""
 
     type: type
@@ -27,24 +27,21 @@ class Scalar:
     maximum: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ListOf:
+class ListOf(msgspec.Struct, frozen=True):
     """A list whose members have the shape `item`."""
 
     item: Shape
 
 
-@dataclass(frozen=True, slots=True)
-class Object:
+class Object(msgspec.Struct, frozen=True):
     """An object: its required and optional keys."""
 
     required: Mapping[str, Shape]
     optional: Mapping[str, Shape]
-    inert: Mapping[str, str] = field(default_factory=dict)  # key without effect: reason, or ""
+    inert: Mapping[str, str] = msgspec.field(default_factory=dict)  # no effect: reason or ""
 
 
-@dataclass(frozen=True, slots=True)
-class Scalars:
+class Scalars(msgspec.Struct, frozen=True):
     """A value of one of several scalar shapes."""
 
     shapes: tuple[Scalar, ...]
@@ -55,8 +52,7 @@ class Scalars:
         return " or ".join(shape.what for shape in self.shapes)
 
 
-@dataclass(frozen=True, slots=True)
-class JsonValue:
+class JsonValue(msgspec.Struct, frozen=True):
     """Any JSON value; `checks` says more about it."""
 
 

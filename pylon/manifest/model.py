@@ -13,6 +13,8 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, Final, Literal
 
+import msgspec
+
 from pylon.manifest.diagnostics import Diagnostic
 
 FORMAT_VERSION: Final = 1  # of pylon.manifest.json
@@ -65,8 +67,7 @@ class FieldType(Enum):
     ID = "id"
 
 
-@dataclass(frozen=True, slots=True)
-class Default:
+class Default(msgspec.Struct, frozen=True):
     """A value that the server gives to a field.
 
     `argument`: of a constant its JSON text, of `auth` the name of the caller's fact.
@@ -76,8 +77,7 @@ class Default:
     argument: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Constraints:
+class Constraints(msgspec.Struct, frozen=True):
     """The limits of a field's values beyond its type. None: no such constraint."""
 
     minimum: int | float | str | None = None
@@ -143,8 +143,7 @@ class Index:
         return tuple(f"-{name}" if name in self.descending else name for name in self.fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class Relation(msgspec.Struct, frozen=True):
     """Leads from a row to rows of `target`: by `field` of the row, or (`many`) of the target."""
 
     name: str
@@ -153,8 +152,7 @@ class Relation:
     many: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+class Search(msgspec.Struct, frozen=True):
     """Fields of full-text search: the indexed texts, the facets, and those to sort by."""
 
     text: tuple[str, ...]
@@ -241,16 +239,14 @@ class Policy:
     places: Mapping[str, str] = field(default_factory=dict, compare=False)  # file:line by key
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True):
     """A query or an action: its name and inputs."""
 
     name: str
     input: tuple[Field, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """A page of the app, for the routers of clients."""
 
     path: str
@@ -259,8 +255,7 @@ class Route:
     auth: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RateLimit:
+class RateLimit(msgspec.Struct, frozen=True):
     """A rate that the app sets: at most `limit` in `window_s`, and `burst` at once.
 
     `target`: the entity of its writes, the path of a route, or the kind of message.
@@ -276,19 +271,17 @@ class RateLimit:
     verb: WriteVerb = "write"  # of an entity: the kind of write that counts
 
 
-@dataclass(frozen=True, slots=True)
-class OrgConfig:
+class OrgConfig(msgspec.Struct, frozen=True):
     """The names of the entities of organisations (`pylon.manifest.org_entities`), and the fate of
     rows when an organisation is deleted, by "Entity.field"."""
 
     entity: str = "Org"
     member_entity: str = "OrgMember"
     invite_entity: str = "OrgInvite"
-    on_delete: Mapping[str, DeleteWord] = field(default_factory=dict)
+    on_delete: Mapping[str, DeleteWord] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class AuthConfig:
+class AuthConfig(msgspec.Struct, frozen=True):
     """Settings of sign-in, and the fields of a user that others see."""
 
     user_entity: str = "User"
@@ -304,11 +297,11 @@ class AuthConfig:
     trusted_origins: tuple[str, ...] = ()
     password_min_chars: int = 10  # code points
     # The app's own pages for the links of mails: reset, magic_link, email_change.
-    urls: Mapping[str, str] = field(default_factory=dict)
+    urls: Mapping[str, str] = msgspec.field(default_factory=dict)
     org: OrgConfig | None = None  # None: the app has no organisations
     org_roles: tuple[str, ...] = ()  # of members, besides owner, admin and member
     # The fate of rows when an account ends, by "Entity.field".
-    on_delete: Mapping[str, DeleteWord] = field(default_factory=dict)
+    on_delete: Mapping[str, DeleteWord] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

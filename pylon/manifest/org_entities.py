@@ -16,8 +16,9 @@ added entities. Called by `pylon.manifest_loader` and by the flows of organisati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon.manifest.document import Node
 from pylon.manifest.findings import items_of, text_of
@@ -41,8 +42,7 @@ _FIELDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OrgEntities:
+class OrgEntities(msgspec.Struct, frozen=True):
     """The three entities of a manifest with organisations."""
 
     org: Entity

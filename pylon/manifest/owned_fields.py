@@ -9,14 +9,13 @@ rows to the references (`onDelete` of the field). Of organisations they are the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from pylon.manifest.model import DeleteWord, Entity, FieldType, Manifest
 from pylon.manifest.org_entities import org_entities
 
 
-@dataclass(frozen=True, slots=True)
-class OwnedField:
+class OwnedField(msgspec.Struct, frozen=True):
     """A field that refers to users or organisations. `word`: `delete`, `null` or `keep`; None:
     nobody says it."""
 

@@ -17,8 +17,9 @@ field names, with the identities of the row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 _DEFAULT_USER: Final = "User"
 _DEFAULT_ORG: Final = "Org"
@@ -34,8 +35,7 @@ _MANAGED_PREFIXES: Final = ("scim",)
 _MANAGED_OF_ORGS: Final = frozenset({"name", "createdAt", "createdBy"})
 
 
-@dataclass(frozen=True, slots=True)
-class ProtectedNames:
+class ProtectedNames(msgspec.Struct, frozen=True):
     """The entities with protected fields, as one manifest calls them."""
 
     user_entity: str = _DEFAULT_USER

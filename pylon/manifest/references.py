@@ -7,7 +7,9 @@ docs/manifest.md. Called by `pylon.storage.core.references`, and by backends for
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import msgspec
 
 from pylon.manifest.model import Index, Manifest, OnDelete
 
@@ -15,8 +17,7 @@ FACT = "references"  # of the database; "check": it checks references by default
 INDEX_PREFIX = "ref_"  # of an index that the server makes for a reference
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(msgspec.Struct, frozen=True):
     """A field of `entity` that must hold the id of a row of `target`, or null."""
 
     entity: str

@@ -21,8 +21,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
 from typing import Any, Literal
+
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.auth_context import AuthContext

@@ -9,11 +9,12 @@ Read by `compile`, `bind`, `related`, `routing` and `entity_rules`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from dataclasses import field as member
 from enum import Enum
 from typing import Any
 from typing import Literal as OneWord
+
+import msgspec
+from msgspec.structs import replace
 
 from pylon.values.notations import Notation
 
@@ -41,16 +42,14 @@ class Kind(Enum):
         return "decimal" if self is Kind.DECIMAL else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
+class Literal(msgspec.Struct, frozen=True):
     """A value written in the rule. No node but `IsNull` and `OneOf` meets null."""
 
     value: str | int | float | bool | None
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Auth:
+class Auth(msgspec.Struct, frozen=True):
     """An attribute of the caller's `AuthContext`, by its Python name."""
 
     attribute: str
@@ -61,8 +60,7 @@ class Auth:
         return self.attribute in ("user_id", "tenant_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """A field of a row. May always be null: rows of old change events lack newer fields."""
 
     root: Root
@@ -70,8 +68,7 @@ class Column:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
+class Arithmetic(msgspec.Struct, frozen=True):
     """Computed in double precision. Null if an operand is null, the divisor is 0, or for NaN.
 
     ``%`` takes whole-number parts and the sign of its left side, as SQL does.
@@ -82,16 +79,14 @@ class Arithmetic:
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Equal:
+class Equal(msgspec.Struct, frozen=True):
     """True if both are equal and not null."""
 
     left: Expr
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Ordered:
+class Ordered(msgspec.Struct, frozen=True):
     """``< <= > >=``; strings by code point. False if an operand is null."""
 
     op: str
@@ -99,30 +94,26 @@ class Ordered:
     right: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class IsNull:
+class IsNull(msgspec.Struct, frozen=True):
     """Whether the operand is null."""
 
     operand: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class OneOf:
+class OneOf(msgspec.Struct, frozen=True):
     """``x in [a, b]``: Equal to any of them. The options hold no null literal."""
 
     item: Expr
     options: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HasRole:
+class HasRole(msgspec.Struct, frozen=True):
     """``x in auth.roles`` and ``auth.hasRole('x')``."""
 
     role: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Affix:
+class Affix(msgspec.Struct, frozen=True):
     """``starts_with`` (at_end false) and ``ends_with``. False if an operand is null."""
 
     at_end: bool
@@ -130,16 +121,14 @@ class Affix:
     affix: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(msgspec.Struct, frozen=True):
     """A field of the row that the `Exists` around a nested one looks for."""
 
     field: str
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """Compares a field of the row that an `Exists` looks for: ``== != < <= > >= in``.
 
     `options` has one value, or those of a list; each is a `Literal`, `Auth`, `Column` or
@@ -150,11 +139,10 @@ class Comparison:
     op: str
     options: tuple[Expr, ...]
     # How the values of the field become comparable; no part of the text of a rule.
-    notation: Notation = member(default="", repr=False)
+    notation: Notation = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Exists:
+class Exists(msgspec.Struct, frozen=True):
     """Whether a row of `entity` fulfils all comparisons and all nested `Exists`.
 
     `is_listable`: an index of the entity finds the rows by what does not depend on the judged row.
@@ -164,25 +152,22 @@ class Exists:
     entity: str
     comparisons: tuple[Comparison, ...]
     nested: tuple[Exists, ...] = ()
-    is_listable: bool = member(default=False, repr=False)
+    is_listable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Not:
+class Not(msgspec.Struct, frozen=True):
     """True if the operand is false."""
 
     operand: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class And:
+class And(msgspec.Struct, frozen=True):
     """True if all items are true."""
 
     items: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Or:
+class Or(msgspec.Struct, frozen=True):
     """True if one item is true."""
 
     items: tuple[Expr, ...]
@@ -215,8 +200,8 @@ def nullable(expr: Expr) -> bool:
 
 def parts(expr: Expr) -> Iterator[Expr]:
     """Yield the direct operands of an expression."""
-    for slot in fields(expr):
-        value = getattr(expr, slot.name)
+    for name in expr.__struct_fields__:
+        value = getattr(expr, name)
         if isinstance(value, tuple):
             yield from value
         elif isinstance(value, Expr):
@@ -279,10 +264,10 @@ def one_row(expr: Expr) -> Expr:
     if isinstance(expr, Column):
         return replace(expr, root="data")
     changes: dict[str, Any] = {}
-    for slot in fields(expr):
-        value = getattr(expr, slot.name)
+    for name in expr.__struct_fields__:
+        value = getattr(expr, name)
         if isinstance(value, tuple):
-            changes[slot.name] = tuple(one_row(item) for item in value)
+            changes[name] = tuple(one_row(item) for item in value)
         elif isinstance(value, Expr):
-            changes[slot.name] = one_row(value)
+            changes[name] = one_row(value)
     return replace(expr, **changes) if changes else expr

@@ -11,7 +11,8 @@ Invariant: any text either parses or raises `PolicyInvalid`. Bounds: `limits.POL
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from pylon import limits
 from pylon.errors import StartRefused
@@ -60,8 +61,7 @@ class PolicyIndexMissing(PolicyInvalid):
     code = "POLICY_EXISTS_INDEX_MISSING"
 
 
-@dataclass(frozen=True, slots=True)
-class Syntax:
+class Syntax(msgspec.Struct, frozen=True):
     """A node.
 
     `op` is ``word``, ``string``, ``number``, ``list``, ``call`` or an operator (``not`` and
@@ -75,8 +75,7 @@ class Syntax:
     height: int = 0  # levels below; bounded like the nesting of brackets, for recursive readers
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(msgspec.Struct, frozen=True):
     """A token of a rule, and its offset."""
 
     type: str  # "word", "string", "number", "symbol" or "end"

@@ -9,8 +9,9 @@ must not learn which rules exist, nor the values of rows. Called by `rules` and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon.errors import PolicyDenied
 from pylon.policy.expression import Expr
@@ -20,8 +21,7 @@ MESSAGE: Final = "Access denied by policy"
 HINT: Final = "Check your auth token or the policy rules in your schema"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """A rule of a policy. `key` is its key in the manifest; `place` is ``file:line``, or empty."""
 
     policy: str
@@ -30,8 +30,7 @@ class Rule:
     expr: Expr
 
 
-@dataclass(frozen=True, slots=True)
-class RuleVerdict:
+class RuleVerdict(msgspec.Struct, frozen=True):
     """How a rule judged. `row`: which row of an update was its ``data``; empty for one row."""
 
     rule: Rule

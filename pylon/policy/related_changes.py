@@ -15,8 +15,9 @@ maybe for others. Nothing here reads a store or knows a connection. Called by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
+
+from msgspec.structs import replace
 
 from pylon.auth_context import AuthContext
 from pylon.policy import expression as e

@@ -14,8 +14,9 @@ Invariant: the rules never change, and any thread may use them. `pylon.policy.ru
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
+
+import msgspec
 
 from pylon.auth_context import AuthContext
 from pylon.errors import PolicyDenied
@@ -38,8 +39,7 @@ _KEYS_BY_ACTION: Final[dict[RoomAction, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _RoomPolicy:
+class _RoomPolicy(msgspec.Struct, frozen=True):
     prefix: str
     has_star: bool
     judges: Mapping[RoomAction, Judge]

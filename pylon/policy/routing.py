@@ -10,8 +10,9 @@ Invariant: the plan finds every caller who passes `may_read`; it may find others
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from pylon.auth_context import ANONYMOUS
 from pylon.policy import expression as e
@@ -22,23 +23,19 @@ from pylon.policy.related import ExistsCheck
 Attribute = Literal["user_id", "tenant_id"]
 
 
-@dataclass(frozen=True, slots=True)
-class Everyone:
+class Everyone(msgspec.Struct, frozen=True):
     """All callers may read every row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Nobody:
+class Nobody(msgspec.Struct, frozen=True):
     """Only admins may read a row."""
 
 
-@dataclass(frozen=True, slots=True)
-class ByAuth:
+class ByAuth(msgspec.Struct, frozen=True):
     """The rule depends on the caller only: call `may_read` once for each context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Keyed:
+class Keyed(msgspec.Struct, frozen=True):
     """Only callers whose `attribute` equals the row's `field` (neither null) can read the row.
 
     If `exact`, all of them can. Otherwise the rule has further conditions: call `may_read` for each
@@ -50,13 +47,11 @@ class Keyed:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class General:
+class General(msgspec.Struct, frozen=True):
     """No plan is known: call `may_read` for each distinct context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Related:
+class Related(msgspec.Struct, frozen=True):
     """Only callers for whom the check holds can read the row: call `may_read` for each of them.
 
     The check depends on the caller; one that does not holds for all callers or for none.
@@ -65,8 +60,7 @@ class Related:
     check: ExistsCheck
 
 
-@dataclass(frozen=True, slots=True)
-class Union:
+class Union(msgspec.Struct, frozen=True):
     """Only callers whom one of the plans finds can read the row: call `may_read` for each."""
 
     plans: tuple[Keyed | Related, ...]

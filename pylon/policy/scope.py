@@ -7,7 +7,8 @@ A rule of an entity has ``data`` and ``existing``, a rule of an action ``input``
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from pylon.manifest.model import Entity, Field, FieldType, Operation
 from pylon.nearest_names import near_suffix
@@ -40,8 +41,7 @@ _KIND_OF_TYPE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """The names that a rule may use.
 
     `subject` appears in messages; `roots` maps each root to its fields; `entities` are those that
@@ -51,7 +51,7 @@ class Scope:
 
     subject: str
     roots: Mapping[Root, Mapping[str, Kind]]
-    entities: Mapping[str, Entity] = field(default_factory=dict)
+    entities: Mapping[str, Entity] = msgspec.field(default_factory=dict)
 
 
 def entity_scope(entity: Entity, entities: Mapping[str, Entity] | None = None) -> Scope:

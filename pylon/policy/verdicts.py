@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon.auth_context import AuthContext
 from pylon.errors import SHOWN_CHARS
@@ -33,8 +34,7 @@ _AUTH_NAMES: Final = {
 _ESCAPES: Final = (("\\", "\\\\"), ("'", "\\'"), ("\n", "\\n"), ("\r", "\\r"), ("\0", "\\0"))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The value of an expression, and those of its parts.
 
     `is_condition`: the value is true or false. `parts` has no constants. `joins`: ``&&`` and ``||``

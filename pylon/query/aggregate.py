@@ -12,10 +12,10 @@ Invariant: the parser refuses a figure that does not fit the type of its field. 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from msgspec import field
 
 from pylon import limits
 from pylon.body_types import BodyType, Refusal
@@ -50,10 +50,10 @@ class AggregateBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max: Annotated[list[str] | None, _list_refusal("max")] = None
     count_distinct: Annotated[
         list[str] | None, _list_refusal("countDistinct")
-    ] = msgspec.field(default=None, name="countDistinct")
+    ] = field(default=None, name="countDistinct")
     group_by: Annotated[
         list[str | dict[str, Any]] | None, _list_refusal("groupBy")
-    ] = msgspec.field(default=None, name="groupBy")
+    ] = field(default=None, name="groupBy")
     where: Any = None
 
 
@@ -63,8 +63,7 @@ _BODY: Final = BodyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """A field by whose values the rows are grouped; `key` names it in the answer."""
 
     key: str
@@ -72,8 +71,7 @@ class Group:
     bucket: str | None = None  # one of BUCKETS, for a datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregation:
+class Aggregation(msgspec.Struct, frozen=True):
     """One number of an aggregate; a count without a field counts rows."""
 
     key: str
@@ -81,8 +79,7 @@ class Aggregation:
     field: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregate:
+class Aggregate(msgspec.Struct, frozen=True):
     """Figures over the rows of `where`, one row for each distinct value of `groups`."""
 
     figures: tuple[Aggregation, ...]

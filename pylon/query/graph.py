@@ -16,7 +16,6 @@ parser refuses an unknown key or relation. Bounds: `limits.GRAPH_DEPTH` levels o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -53,8 +52,7 @@ _NODE: Final = BodyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class GraphNode:
+class GraphNode(msgspec.Struct, frozen=True):
     """Rows of an entity with related rows inside them.
 
     `limit` and `offset` of an included node apply to the related rows of each row separately.
@@ -71,16 +69,14 @@ class GraphNode:
     includes: tuple[GraphInclude, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GraphInclude:
+class GraphInclude(msgspec.Struct, frozen=True):
     """A relation of a node's entity, and the rows of its target that the query asks for."""
 
     relation: Relation
     node: GraphNode
 
 
-@dataclass(frozen=True, slots=True)
-class GraphScope:
+class GraphScope(msgspec.Struct, frozen=True):
     """The entities and rows that a caller may query.
 
     `find_entity` returns an outermost entity by its name; it raises if the caller has no right to

@@ -10,8 +10,9 @@ single row can answer. Called by `workers.ws.live_queries`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon.errors import InvalidQuery
 from pylon.manifest.model import Entity, Field
@@ -27,8 +28,7 @@ from pylon.query.rows import DIRECTIVES
 _SUPPORTED: Final = "conditions on fields, $or, $and, $order, $limit, $after and $before"
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(msgspec.Struct, frozen=True):
     """Every selected row has one of `values` in `field`. Equal numbers are one value,
     whatever their type; null is None."""
 
@@ -36,8 +36,7 @@ class Term:
     values: frozenset[object]
 
 
-@dataclass(frozen=True, slots=True)
-class Matcher:
+class Matcher(msgspec.Struct, frozen=True):
     """A filter, ready to judge rows.
 
     `where` has the caller's read policy `allowed` as a guard, `holds` and `wanted` have not. Every

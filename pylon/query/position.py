@@ -19,8 +19,9 @@ Invariants: the runs of a position have no row in common, and together they have
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon import limits
 from pylon.errors import SHOWN_CHARS, InvalidQuery, InvalidValue, LimitExceeded
@@ -36,8 +37,7 @@ Order = tuple[tuple[str, bool], ...]  # (field, descending) pairs
 _EXAMPLE: Final = '{"id": "..."}'
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(msgspec.Struct, frozen=True):
     """A place in `order`, which is total: each field's value of one row, or of no row.
 
     `is_before`: the page has the rows before this place, and not those behind it.
@@ -48,8 +48,7 @@ class Position:
     is_before: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True):
     """Rows that lie side by side in an order: their condition, and their order among themselves."""
 
     condition: Predicate

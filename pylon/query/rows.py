@@ -11,8 +11,9 @@ store answers a `Query`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon import limits
 from pylon.errors import InvalidQuery, LimitExceeded
@@ -29,8 +30,7 @@ DIRECTIVES: Final = ("$order", "$limit", "$offset", "$after", "$before")
 _KEYS: Final = frozenset((*DIRECTIVES, "$search"))  # keys that may be more than a condition
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(msgspec.Struct, frozen=True):
     """Which rows of an entity, in which order.
 
     Ties in `order`, and no order at all, go by id. Null sorts before every value. `after_id`

@@ -9,11 +9,10 @@ sortable, and an unknown member. Called by the search resource, which passes the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from pylon import limits
 from pylon.body_types import BodyType, Refusal
@@ -71,14 +70,13 @@ class SearchBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Refusal(wrong=InvalidQuery, expected="a whole number"),
     ] = None
     page_size: _Size = None
-    page_size_alias: _Size = msgspec.field(default=None, name="pageSize")
+    page_size_alias: _Size = field(default=None, name="pageSize")
 
 
 SEARCH: Final = BodyType(SearchBody, '{"query": "word"}', noun="A search", error=InvalidQuery)
 
 
-@dataclass(frozen=True, slots=True)
-class FacetedSearch:
+class FacetedSearch(msgspec.Struct, frozen=True):
     """A search: the rows of `words` and `filters`, and counts of the values of `facets`.
 
     `relevance` finds the same rows as `words`, and gives them an order; it is None where the

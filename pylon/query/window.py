@@ -12,10 +12,10 @@ rows, up to their limits. Bound: `limits.LIVE_WINDOW_ROWS`. Called by `workers.w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
+import msgspec
 import orjson
 
 from pylon import limits
@@ -31,8 +31,7 @@ from pylon.query.sort_keys import SortKeys
 WINDOW_KEYS: Final = ("$order", "$limit", "$after", "$before")
 
 
-@dataclass(frozen=True, slots=True)
-class WindowQuery:
+class WindowQuery(msgspec.Struct, frozen=True):
     """The place and the size of a window.
 
     `order` is the scan order, and `begin` the key at which the window begins, b"" for the first row

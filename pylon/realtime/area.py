@@ -10,15 +10,15 @@ Apps call it in `SimState.snapshot_for`. Distances are in the app's own unit.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from math import floor
 from typing import Generic, TypeVar
+
+import msgspec
 
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Sphere:
+class Sphere(msgspec.Struct, frozen=True):
     """All points within `radius` of a centre."""
 
     x: float
@@ -32,8 +32,7 @@ class Sphere:
         return dx * dx + dy * dy + dz * dz <= self.radius * self.radius
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(msgspec.Struct, frozen=True):
     """An axis-aligned box, its surface included."""
 
     min_x: float
@@ -52,8 +51,7 @@ class Box:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(msgspec.Struct, frozen=True):
     """A square of cells on the x/z plane: the cell of a point, and `radius` cells around it."""
 
     x: float

@@ -11,8 +11,9 @@ Called by `pylon.realtime.shard`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 from pylon.auth_context import AuthContext
 from pylon.realtime.snapshots import Ack, View, Wire
@@ -37,8 +38,7 @@ class Sink(Protocol):
         """Close the connection, because the shard has stopped."""
 
 
-@dataclass(slots=True)
-class _Delivery:
+class _Delivery(msgspec.Struct):
     """Delivery state of one connection."""
 
     ack: Ack | None = None

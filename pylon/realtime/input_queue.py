@@ -9,15 +9,15 @@ the inputs of each tick in `Step`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pylon.errors import InputQueueFull
 from pylon.realtime.audience import Sink
 
 
-@dataclass(frozen=True, slots=True)
-class PendingInput:
+class PendingInput(msgspec.Struct, frozen=True):
     """An input that waits for its tick."""
 
     sid: str

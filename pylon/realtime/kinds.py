@@ -51,8 +51,7 @@ class ShardConfig:
     record_bytes: int = 0  # maximum size of a recording for `pylonctl replay`; 0: none is made
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True):
     """A registered simulation."""
 
     name: str

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -57,8 +57,7 @@ class Mode:
     grouping: Grouping | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OpenShard:
+class OpenShard(msgspec.Struct, frozen=True):
     """A running shard of a match that has free places."""
 
     shard_id: str
@@ -67,8 +66,7 @@ class OpenShard:
     free_places: int
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """A group and its shard."""
 
     shard_id: str
@@ -76,7 +74,7 @@ class Match:
     tickets: tuple[Ticket, ...]
     criteria: tuple[str, ...]
     is_new: bool  # whether the caller must make the shard
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def players(self) -> list[str]:

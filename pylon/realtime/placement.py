@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon.errors import SubscribeFailed
 from pylon.storage.interface import Store
@@ -31,8 +32,7 @@ from pylon.storage.records import StoredPlace
 MATCHMAKER: Final = ":matchmaker"  # no shard has this id
 
 
-@dataclass(frozen=True, slots=True)
-class ShardHome:
+class ShardHome(msgspec.Struct, frozen=True):
     """A shards worker as the home of a shard."""
 
     node: str  # its node; "" on a store that only one node uses

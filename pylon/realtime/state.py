@@ -23,15 +23,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+import msgspec
+from msgspec import field
 
 from pylon.auth_context import AuthContext
 from pylon.errors import SubscribeRefused
 
 
-@dataclass(frozen=True, slots=True)
-class ShardContext:
+class ShardContext(msgspec.Struct, frozen=True):
     """Arguments of a new state."""
 
     id: str  # the whole id, e.g. "arena:42"

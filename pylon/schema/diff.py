@@ -8,14 +8,14 @@ are Pylon's own. Called by `pylonctl schema diff`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pylon.manifest.model import FORMAT_VERSION, Entity, Field, Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     kind: str
     entity: str | None = None
     name: str | None = None

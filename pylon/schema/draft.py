@@ -6,8 +6,9 @@ Called by `plan` and `fold_plan`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from pylon.manifest.model import Entity, Field, Index
 from pylon.schema.columns import index_name, unique_name
@@ -20,17 +21,16 @@ _SHOWN: Final = 3  # conflicting values named in a refusal
 _SHOWN_CHARS: Final = 40  # characters of each value
 
 
-@dataclass(slots=True)
-class PlanDraft:
+class PlanDraft(msgspec.Struct):
     """A plan under construction."""
 
     database: Database
     live: LiveSchema
     options: MigrationOptions
     own: Mapping[str, str]  # indexes that Pylon made -> the entity's name after the renames
-    steps: list[Step] = field(default_factory=list)
-    rewrites: list[Step] = field(default_factory=list)
-    refusals: list[str] = field(default_factory=list)
+    steps: list[Step] = msgspec.field(default_factory=list)
+    rewrites: list[Step] = msgspec.field(default_factory=list)
+    refusals: list[str] = msgspec.field(default_factory=list)
 
     def index_name(self, entity: Entity, index: Index) -> str:
         """Return the name of an index of the manifest, as the database keeps it."""

@@ -6,13 +6,13 @@ reads the schema (`Database.introspect`); `plan` and the backends' own modules u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from pylon.schema.options import MigrationOptions
 
 
-@dataclass(frozen=True, slots=True)
-class LiveColumn:
+class LiveColumn(msgspec.Struct, frozen=True):
     """A column as the database declares it."""
 
     name: str  # after the requested renames
@@ -22,8 +22,7 @@ class LiveColumn:
     source: str  # its present name in the database
 
 
-@dataclass(frozen=True, slots=True)
-class LiveIndex:
+class LiveIndex(msgspec.Struct, frozen=True):
     """An index, and the columns that it is over."""
 
     name: str
@@ -35,8 +34,7 @@ class LiveIndex:
     sql: str  # its statement; empty for a constraint
 
 
-@dataclass(frozen=True, slots=True)
-class LiveTable:
+class LiveTable(msgspec.Struct, frozen=True):
     """A table with its columns and indexes."""
 
     name: str  # after the requested renames
@@ -45,8 +43,7 @@ class LiveTable:
     source: str  # its present name in the database
 
 
-@dataclass(frozen=True, slots=True)
-class LiveSchema:
+class LiveSchema(msgspec.Struct, frozen=True):
     """The tables that were asked for, and all indexes of the database."""
 
     tables: dict[str, LiveTable]  # by lower-case name

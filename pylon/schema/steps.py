@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import msgspec
+
 from pylon.errors import SchemaRefused
 
 StepKind = Literal[
@@ -104,8 +106,7 @@ class Plan:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """The result of a start's additive migration.
 
     `retained_columns` has, for each entity, the columns that the manifest no longer names and that

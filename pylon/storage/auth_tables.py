@@ -16,15 +16,15 @@ Called by the store, and by all who read or write records.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
+
+import msgspec
 
 Kind: TypeAlias = Literal["text", "int", "bytes", "bool"]
 Value: TypeAlias = str | int | bytes | None  # of a record; a "bool" is 0 or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """A column of a table. `optional`: it may be null."""
 
     name: str
@@ -32,8 +32,7 @@ class Column:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AuthTable:
+class AuthTable(msgspec.Struct, frozen=True):
     """A table of records.
 
     Attributes:

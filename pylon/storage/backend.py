@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from pylon.clock import Clock, RandomSource
 from pylon.manifest.model import Manifest
@@ -24,8 +25,7 @@ from pylon.storage.schemas import SchemaManager
 from pylon.storage.transfer import TransferManager
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(msgspec.Struct, frozen=True):
     """Properties of a backend that callers may rely on beyond the interface.
 
     `own_writes_only`: every change is committed by this server's writer, so the batches that it

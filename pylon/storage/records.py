@@ -7,15 +7,15 @@ backends, and the callers of readers and maintenance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
+
+import msgspec
 
 from pylon.storage.events import ChangeBatch
 from pylon.storage.ops import WriteReply, WriteRequest
 
 
-@dataclass(frozen=True, slots=True)
-class FacetCounts:
+class FacetCounts(msgspec.Struct, frozen=True):
     """The number of rows, and by field the number of rows with each value.
 
     The most frequent value is first. Null does not count as a value.
@@ -25,8 +25,7 @@ class FacetCounts:
     by_field: dict[str, list[tuple[object, int]]]
 
 
-@dataclass(frozen=True, slots=True)
-class QueryPlan:
+class QueryPlan(msgspec.Struct, frozen=True):
     """How a store finds the rows of a query, in its own words, step by step.
 
     `is_indexed`: it neither scans a table for a filter nor sorts all rows. Otherwise `index` has
@@ -40,8 +39,7 @@ class QueryPlan:
     patterns: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRow:
+class SessionRow(msgspec.Struct, frozen=True):
     """A stored session.
 
     `session_id` is the hash of its token. `expires_at_s` is 0 for a session without an end.
@@ -92,8 +90,7 @@ class BatchRefusal(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(msgspec.Struct, frozen=True):
     """The result of one transaction."""
 
     replies: list[WriteReply]  # in order, one for each request that was not deferred
@@ -150,8 +147,7 @@ class IndexSpec(NamedTuple):
     where: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LogRetention:
+class LogRetention(msgspec.Struct, frozen=True):
     """One step of retention: drop at most `limit` old events, and as many op_ids.
 
     An event is old by its time or by its seq, because a wrong clock may have set its time.
@@ -164,8 +160,7 @@ class LogRetention:
     drop_to_seq: int = 0  # these events go, however few they are
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentView:
+class DocumentView(msgspec.Struct, frozen=True):
     """One change of the fields that decide who may read a document's row."""
 
     before: bytes  # version before the change (`Document.encoded_version`); empty: no content
@@ -173,8 +168,7 @@ class DocumentView:
     facts: str  # the fields of the read policy as JSON; null: unknown
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
+class StoredDocument(msgspec.Struct, frozen=True):
     """The stored parts of a row's document, which merge into the document.
 
     `number` is that of its newest update, or 0. `views` tell who could read the row at which
@@ -192,8 +186,7 @@ class StoredDocument:
         return (self.snapshot, *self.updates)
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentUpdate:
+class DocumentUpdate(msgspec.Struct, frozen=True):
     """One update of a document."""
 
     number: int
@@ -203,8 +196,7 @@ class DocumentUpdate:
     row_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredShard:
+class StoredShard(msgspec.Struct, frozen=True):
     """A stored shard: its saved state and its placement."""
 
     id: str
@@ -217,8 +209,7 @@ class StoredShard:
     is_held: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPlace:
+class StoredPlace(msgspec.Struct, frozen=True):
     """The placement of a stored shard, and the lease that it is under where nodes share a store."""
 
     home: str | None  # as in `StoredShard`
@@ -229,8 +220,7 @@ class StoredPlace:
     owner_lives: bool = False  # whether the node of the owner has any lease that lasts
 
 
-@dataclass(frozen=True, slots=True)
-class ConversionStep:
+class ConversionStep(msgspec.Struct, frozen=True):
     """One step of the conversion of datetimes: the rows that it has changed."""
 
     entity: str

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from pylon.errors import PylonError
 from pylon.manifest.model import Entity, Manifest
 from pylon.manifest.references import Reference
@@ -18,8 +20,7 @@ from pylon.schema.steps import Plan, Step
 from pylon.storage.ops import InsertRow
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnInfo:
+class ColumnInfo(msgspec.Struct, frozen=True):
     """A column as it is declared."""
 
     name: str
@@ -28,8 +29,7 @@ class ColumnInfo:
     primary_key: bool
 
 
-@dataclass(frozen=True, slots=True)
-class IndexInfo:
+class IndexInfo(msgspec.Struct, frozen=True):
     """An index of a table."""
 
     name: str
@@ -37,8 +37,7 @@ class IndexInfo:
     unique: bool
 
 
-@dataclass(frozen=True, slots=True)
-class TableInfo:
+class TableInfo(msgspec.Struct, frozen=True):
     """A table as the database has it."""
 
     name: str
@@ -46,8 +45,7 @@ class TableInfo:
     indexes: tuple[IndexInfo, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SearchCheck:
+class SearchCheck(msgspec.Struct, frozen=True):
     """How the search index of an entity compares with its rows; no `problems`: exactly."""
 
     entity: str
@@ -55,8 +53,7 @@ class SearchCheck:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BrokenReference:
+class BrokenReference(msgspec.Struct, frozen=True):
     """Rows of an entity whose field names rows that do not exist. `examples`: ids and values."""
 
     reference: Reference

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol, TypeAlias
+
+import msgspec
 
 from pylon.manifest.model import Entity, Field, FieldType, Manifest
 from pylon.storage.auth_tables import TABLES, AuthTable, Kind
@@ -37,8 +38,7 @@ class ColumnKind(Enum):
     BYTES = "bytes"
 
 
-@dataclass(frozen=True, slots=True)
-class TransferTable:
+class TransferTable(msgspec.Struct, frozen=True):
     """A table whose rows are moved. Its primary key are the first `key_size` columns."""
 
     name: str
@@ -138,8 +138,7 @@ def _kind_of(field: Field) -> ColumnKind:
     return _KINDS.get(field.type, ColumnKind.TEXT)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFacts:
+class SourceFacts(msgspec.Struct, frozen=True):
     """The facts that identify the commit of a source.
 
     `stamp` differs when anything may have been written since: a new event, a document, a start of
@@ -239,8 +238,7 @@ class TransferTarget(Protocol):
         """Close the connection; an unfinished move stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class ValueLimits:
+class ValueLimits(msgspec.Struct, frozen=True):
     """The limits of a store; 0: no limit."""
 
     nul_in_texts: bool  # whether a text may have U+0000

@@ -21,10 +21,11 @@ Called by the hub, its groups and replays.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext
@@ -63,8 +64,7 @@ class _SharedSet(NamedTuple):
     holders: set[AuthContext]
 
 
-@dataclass(frozen=True, slots=True)
-class KeySets:
+class KeySets(msgspec.Struct, frozen=True):
     """The sets of one caller, by check. None: the check has no set for this caller."""
 
     by_check: Mapping[ExistsCheck, frozenset[Key] | None]

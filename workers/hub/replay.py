@@ -22,8 +22,9 @@ client with a cursor hint that the log no longer reaches, because the client rel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon import limits, metrics
 from pylon.auth_context import AuthContext
@@ -102,8 +103,7 @@ class _Shared:
         self._encoded[page[0].seq, page[-1].seq, viewer, deflate_window] = data, frames
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
+class _Page(msgspec.Struct, frozen=True):
     """The frames of a page of the log."""
 
     data: bytes

@@ -19,9 +19,10 @@ nothing to its shard; one that closes while the store is read joins none. Called
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
+
+import msgspec
 
 from pylon import limits
 from pylon.auth.response_headers import SocketHeaders
@@ -77,8 +78,7 @@ _PATH: Final = "/api/shards/"
 _CONNECT: Final = "/connect"
 
 
-@dataclass(frozen=True, slots=True)
-class Streams:
+class Streams(msgspec.Struct, frozen=True):
     """The parts that only event streams need."""
 
     hub: Hub

@@ -16,8 +16,9 @@ Called by `workers.shards.handler`.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon import limits
 from pylon.auth_context import Caller
@@ -27,8 +28,7 @@ from workers.hub.connection import Connection
 _TOKEN_BYTES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ReconnectClaim:
+class ReconnectClaim(msgspec.Struct, frozen=True):
     """The place in a shard that one token gives a right to."""
 
     shard_id: str

@@ -7,8 +7,9 @@ HEAD with the stream's headers, every other method with 405. Started by
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NoReturn
+
+import msgspec
 
 from pylon.auth.cookies import session_cookie
 from pylon.auth.origin import origins
@@ -35,8 +36,7 @@ from workers.sse.stream import EventStreamTransport, head_alone, preflight
 _ALLOW: Final = (("Allow", "GET, HEAD, OPTIONS"),)
 
 
-@dataclass(frozen=True, slots=True)
-class EventStreamHandler:
+class EventStreamHandler(msgspec.Struct, frozen=True):
     """`workers.hub.acceptor.UpgradeHandler` of the SSE port."""
 
     admission: SubscriberAdmission

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from pylon import limits
 from pylon.errors import BadUpgrade
@@ -37,8 +38,7 @@ _OFFER: Final = re.compile(rf"[ \t]*(?:({_TOKEN})((?:{_PARAMETER})*)[ \t]*)?")
 _PARAMETERS: Final = re.compile(_PARAMETER)
 
 
-@dataclass(frozen=True, slots=True)
-class Deflate:
+class Deflate(msgspec.Struct, frozen=True):
     """The parameters agreed with a client."""
 
     window_bits: int  # of the server's frames: 9 to `WINDOW_BITS`

@@ -11,7 +11,8 @@ may switch greenlets (`Store.point`). Called by `documents`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from pylon.api.data.access import may_see_row, visible_row
 from pylon.app import App
@@ -32,16 +33,14 @@ Key = tuple[str, str]  # entity, row id
 Followers = Mapping[Connection, tuple[int, AuthContext]]  # of one row, with their last update
 
 
-@dataclass(frozen=True, slots=True)
-class CallerDocument:
+class CallerDocument(msgspec.Struct, frozen=True):
     """A document as one caller may see it. `payload` is None if the merge sandbox prepares it."""
 
     stored: StoredDocument
     payload: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateReads:
+class UpdateReads(msgspec.Struct, frozen=True):
     """The reads for an update: what each follower of its row may get."""
 
     readers: frozenset[AuthContext]  # who may read the row

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from geventwebsocket.handler import WebSocketHandler
 
 from pylon.auth.api_keys import is_api_key
@@ -48,8 +49,7 @@ _BEARER: Final = "bearer."
 _SEAT: Final = "seat."
 
 
-@dataclass(slots=True)
-class Handshake:
+class Handshake(msgspec.Struct):
     """A checked request, and its response."""
 
     address: str

@@ -6,8 +6,9 @@ HTTP workers accept upgrades of ``/api/sync/ws`` on the main port, and pass them
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NoReturn
+
+import msgspec
 
 from pylon.app_rates import AppRates
 from pylon.auth.cookies import session_cookie
@@ -45,8 +46,7 @@ from workers.ws.stream_scope import StreamScope
 from workers.ws.transport import WebSocketTransport
 
 
-@dataclass(frozen=True, slots=True)
-class WebSocketHandler:
+class WebSocketHandler(msgspec.Struct, frozen=True):
     """`workers.hub.acceptor.UpgradeHandler` of the ws worker."""
 
     handshakes: protocol.Handshakes

@@ -12,8 +12,9 @@ Called by `pylon.api.admin.system` and by the HTTP worker.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon.bus.messages import RolesReport
 from pylon.clock import Clock
@@ -22,8 +23,7 @@ from pylon.errors import PylonError
 REPORT_FRESH_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The outcome of all checks; /readyz shows `checks`."""
 
     ready: bool

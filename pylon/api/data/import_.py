@@ -16,7 +16,6 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import falcon
@@ -52,15 +51,14 @@ from pylon.values import decode_body
 Sent = tuple[object, object]  # entity and row, as the client sent them
 
 
-@dataclass(slots=True)
-class _ImportResult:
+class _ImportResult(msgspec.Struct):
     """The outcome so far."""
 
-    inserted: dict[str, int] = field(default_factory=dict)
-    failed: dict[str, int] = field(default_factory=dict)
-    errors: list[dict[str, Any]] = field(default_factory=list)
+    inserted: dict[str, int] = msgspec.field(default_factory=dict)
+    failed: dict[str, int] = msgspec.field(default_factory=dict)
+    errors: list[dict[str, Any]] = msgspec.field(default_factory=list)
     rows: int = 0
-    waiting: list[Numbered] = field(default_factory=list)  # a row that they name is missing yet
+    waiting: list[Numbered] = msgspec.field(default_factory=list)  # their row is missing
 
     def fail(self, number: int, entity: object, error: PylonError) -> None:
         name = entity[:SHOWN_CHARS] if isinstance(entity, str) else "(not text)"

@@ -13,7 +13,6 @@ for other requests; the envelopes bound the length of a list.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
@@ -55,8 +54,7 @@ class WireOperation(Protocol):
 Op = TypeVar("Op", bound=WireOperation)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope(Generic[Op]):
+class Envelope(msgspec.Struct, Generic[Op], frozen=True):
     """How a request names the parts of its operations, in its body and in its errors.
 
     Args:
@@ -73,8 +71,7 @@ class Envelope(Generic[Op]):
     unknown_kind_hint: str | None = None
 
 
-@dataclass(slots=True)
-class Entry(Generic[Op]):
+class Entry(msgspec.Struct, Generic[Op]):
     """One operation: as it was sent, the op that the writer gets, and the outcome."""
 
     sent: Op

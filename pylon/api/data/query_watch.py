@@ -16,8 +16,9 @@ PERF: 0.9 us for each read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeVar
+
+import msgspec
 
 from pylon import limits, metrics
 from pylon.clock import Clock
@@ -39,8 +40,7 @@ class _Counts(NamedTuple):
     add_slow: Callable[[], None]
 
 
-@dataclass(slots=True)
-class _Shape:
+class _Shape(msgspec.Struct):
     """A slow shape: when the log wrote it last, and how often it was slow since."""
 
     logged_s: float

@@ -16,10 +16,10 @@ with a session's token in the usual spelling costs one comparison of texts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import falcon
+import msgspec
 
 from pylon.api.http.callers import caller_of
 from pylon.api.services import RequestServices
@@ -34,8 +34,7 @@ _SESSION: Final = "Bearer pylon_"  # how the field begins that has the token of 
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
-@dataclass(frozen=True, slots=True)
-class MethodAccess:
+class MethodAccess(msgspec.Struct, frozen=True):
     """The rights that a caller with restricted rights needs for a method of a route.
 
     Args:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from pylon.archive.interface import Archive
 from pylon.errors import BackupInvalid, BackupRefused
@@ -31,8 +32,7 @@ _PREFIX: Final = "pylon-restore-"
 _PATTERNS: Final = ("*/*", "*")
 
 
-@dataclass(frozen=True, slots=True)
-class PointInTime:
+class PointInTime(msgspec.Struct, frozen=True):
     """A bundle in clear, the commit that it is of, and the segments that were replayed."""
 
     bundle: Path

@@ -7,9 +7,10 @@ bundle stays. Called by `pylonctl backup prune`.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+import msgspec
 
 from pylon.errors import BackupInvalid, BackupRefused
 from pylon.setting_values import KeepRules
@@ -18,8 +19,7 @@ from pylon.storage.bundle.encrypted import ARCHIVE
 from pylon.storage.shipping.retention import choose_kept
 
 
-@dataclass(frozen=True, slots=True)
-class BundlePlan:
+class BundlePlan(msgspec.Struct, frozen=True):
     """The bundles that stay and that go, oldest first."""
 
     kept: tuple[Path, ...]

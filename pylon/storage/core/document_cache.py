@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon import limits, metrics
 from pylon.crdt.document import Document, Version
@@ -49,8 +50,7 @@ class RowSet:
         return bool(self._bits[place >> 3] & 1 << (place & 7))
 
 
-@dataclass(slots=True)
-class CachedDocument:
+class CachedDocument(msgspec.Struct):
     """A decoded document, and the sizes of its stored parts."""
 
     document: Document

@@ -17,9 +17,9 @@ by `rows`, in their transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import msgspec
 import orjson
 
 from pylon import limits
@@ -58,13 +58,12 @@ class StoredRow(NamedTuple):
     version: int | None
 
 
-@dataclass(slots=True)
-class Cascade:
+class Cascade(msgspec.Struct):
     """The changes that a delete makes beside its own: rows with the fields to set to null, then
     rows to delete, in this order."""
 
-    changes: list[tuple[StoredRow, dict[str, None]]] = field(default_factory=list)
-    deletes: list[StoredRow] = field(default_factory=list)
+    changes: list[tuple[StoredRow, dict[str, None]]] = msgspec.field(default_factory=list)
+    deletes: list[StoredRow] = msgspec.field(default_factory=list)
 
     @property
     def count(self) -> int:

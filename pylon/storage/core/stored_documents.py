@@ -19,8 +19,9 @@ drops what the transaction touched. Called by `documents`, in the transaction of
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from pylon import limits
 from pylon.crdt.document import Document, refuse_reserved
@@ -39,8 +40,7 @@ _REREAD: Final = -1  # `prev` of an update: subscribers must reload the whole do
 _log: Final = get_logger("documents")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """A change of a document that is not stored yet: an update, or the whole document."""
 
     key: DocumentKey

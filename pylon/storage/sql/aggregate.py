@@ -7,8 +7,9 @@ that makes its value from them. Called by the readers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pylon import limits
 from pylon.errors import LimitExceeded
@@ -22,8 +23,7 @@ Decode = Callable[[Iterator[Any]], object]  # takes its columns of a row
 Figure = tuple[list[str], Decode]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AggregateDialect:
+class AggregateDialect(msgspec.Struct, frozen=True, eq=False):
     """The SQL that a store writes itself: the columns of a figure, and of the time of a bucket; and
     how the value of a field is read from a row."""
 

@@ -19,10 +19,11 @@ parameters. Called by the readers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import msgspec
 import orjson
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.errors import LimitExceeded
@@ -42,8 +43,7 @@ _HOLE: Final = _GS.encode()
 _NO_LIMIT: Final = 2**62
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GraphDialect:
+class GraphDialect(msgspec.Struct, frozen=True, eq=False):
     """The SQL that a store writes in its own way; the others are of `base`.
 
     `rows` selects the number and the joined texts of all rows, from the SQL of a row's text and of

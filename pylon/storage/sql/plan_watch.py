@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from pylon import limits
 from pylon.errors import PylonError
@@ -50,8 +51,7 @@ class PlanSource(Protocol):
         """Return the number of rows of a table, `most` at the most."""
 
 
-@dataclass(slots=True)
-class _Finding:
+class _Finding(msgspec.Struct):
     """A query of a large table that no index serves. `times` it ran are not counted yet."""
 
     entity: str

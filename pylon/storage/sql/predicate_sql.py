@@ -24,8 +24,9 @@ have the numbers that its walk in `shapes` assigns. The SQL depends only on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from pylon.manifest.model import Entity, Index
 from pylon.query.predicate import (
@@ -71,8 +72,7 @@ class Sql(NamedTuple):
 Write = Callable[["PredicateWriter", Any], Sql]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Dialect:
+class Dialect(msgspec.Struct, frozen=True, eq=False):
     """The SQL that each store writes in its own way.
 
     `walks` and `writes` have a function for each type of node, of values too. `fit` brings a

@@ -11,8 +11,9 @@ writers and the upkeep of both backends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from pylon.errors import SHOWN_CHARS, InvalidValue
 from pylon.storage.auth_ops import Condition
@@ -23,8 +24,7 @@ _TYPES: Final[dict[Kind, type]] = {"text": str, "int": int, "bytes": bytes, "boo
 _COMPARED: Final = frozenset({"=", "!=", "<", "<=", ">", ">="})
 
 
-@dataclass(frozen=True, slots=True)
-class RecordDialect:
+class RecordDialect(msgspec.Struct, frozen=True):
     """How a backend writes tables of records, and their values.
 
     Attributes:

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
+from msgspec.structs import replace
 
 from pylon import limits
 from pylon.clock import Clock, SystemClock

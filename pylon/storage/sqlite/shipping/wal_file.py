@@ -11,17 +11,17 @@ the `-shm` file, so that closing this one drops no lock of SQLite. Called by `ca
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 HEADER_BYTES: Final = 32
 FRAME_HEADER_BYTES: Final = 24
 _HEADER: Final = struct.Struct(">8xI4xI4x8x")  # page size, first salt
 
 
-@dataclass(frozen=True, slots=True)
-class WalHeader:
+class WalHeader(msgspec.Struct, frozen=True):
     """The header of a WAL. `salts`: in hex."""
 
     raw: bytes
