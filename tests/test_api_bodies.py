@@ -103,6 +103,12 @@ def test_half_of_a_surrogate_pair_in_a_key_does_not_matter() -> None:
     assert body.changes == [1]
 
 
+def takes_names_only(kind: type) -> bool:
+    """Whether it is a body: the records that a body becomes take their values by position too."""
+    parameters = inspect.signature(kind).parameters.values()
+    return all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters)
+
+
 def test_document_describes_every_body() -> None:
     config = settings.load({"PYLON_DEV_MODE": "true"}).config
     manifest = parse_manifest(json.dumps(wide_app()), "test.json")
@@ -110,6 +116,7 @@ def test_document_describes_every_body() -> None:
     bodies = [
         found for module in MODULES for _, found in inspect.getmembers(module, inspect.isclass)
         if issubclass(found, msgspec.Struct) and found.__module__ == module.__name__
+        and takes_names_only(found)
     ]
     missing = [body.__name__ for body in bodies if inspect.getdoc(body) not in text]
     assert len(bodies) > 15 and missing == []

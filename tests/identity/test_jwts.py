@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def test_a_change_of_the_secret_keeps_the_tokens_of_the_one_before(stage: ApiSta
 def change_secret(stage: ApiStage, **values: str) -> None:
     """What a restart with other settings does."""
     config = replace(stage.identity.app.config, **{"jwt_secret_previous": None, **values})
-    object.__setattr__(stage.identity, "jwts", make_jwts(config, stage.clock))
+    object.__setattr__(stage.identity, "jwts", cache(partial(make_jwts, config, stage.clock)))
 
 
 @pytest.mark.parametrize(("environ", "part"), [

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def serve_api(
     identity = Identity(
         app=app, store=pool, writer=writer, hashes=HashPool(1, memory_kib=64),
         keys=keys, rules=password_rules(config, parsed), issuer=session_issuer(app), mails=mails,
-        providers=make_providers(app), jwts=make_jwts(config, clock),
+        providers=make_providers(app), jwts=cache(partial(make_jwts, config, clock)),
         wake_mail=lambda: None, captcha=make_captcha(config),
         disposable=disposable_domains(config),
         send_signal=signals.append,

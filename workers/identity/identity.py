@@ -24,9 +24,11 @@ from pylon.bus.messages import Signal
 from pylon.clock import NS_PER_S
 from pylon.mail.outbox import Mails
 from pylon.storage.interface import Store
-from workers.identity.hashing import HashPool
-from workers.identity.jwts import Jwts
-from workers.identity.providers.client import Provider
+
+if TYPE_CHECKING:  # their libraries are imported after the process is ready
+    from workers.identity.hashing import HashPool
+    from workers.identity.jwts import Jwts
+    from workers.identity.providers.client import Provider
 
 if TYPE_CHECKING:
     from workers.identity.captcha import CaptchaCheck
@@ -46,7 +48,7 @@ class Identity:
     rules: PasswordRules
     issuer: SessionIssuer
     providers: Mapping[str, Provider]  # by name
-    jwts: Jwts
+    jwts: Callable[[], Jwts]  # makes them when they are first needed
     mails: Mails
     captcha: CaptchaCheck | None  # None: no captchas
     disposable: DisposableDomains

@@ -2,7 +2,11 @@
 
 It has no listening port, a nice value of 10, and threads for password hashes. The template imports
 this module for all roles, so the modules of flows and their libraries (argon2, cryptography) are
-imported by `run`, after the fork: no other process has them.
+imported by `run`, after the fork: no other process has them. The process reports that it is ready
+before it imports the flows, and so the libraries of passkeys and JWTs. A call that comes meanwhile
+waits for them.
+
+PERF: these imports take 0.2 s of CPU, which each start and each restart would wait for.
 
 Each call runs in a greenlet of its own. On SIGTERM the process ends once its calls have ended, at
 most after `PYLON_DRAIN_SECS`; by then no HTTP worker is left to call, and it begins no more mails.
@@ -13,6 +17,7 @@ worker.drained, worker.failed. Started by `workers.template` (`pylon.roles`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import signal
@@ -43,6 +48,11 @@ from workers.boot import EXIT_CONFIG, WorkerContext, boot, run_status
 _NICE: Final = 10
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE
 _POLL_S: Final = 0.05
+# The slow parts of the imports first, each by itself.
+_LATE_MODULES: Final = (
+    "email_validator", "cryptography.x509", "joserfc.jws", "urllib3", "webauthn",
+    "workers.identity.actions", "workers.identity.execution",
+)
 
 _log = log.get_logger("identity")
 
@@ -65,12 +75,12 @@ def serve(booted: WorkerContext) -> NoReturn:
     except StartRefused as ex:
         _log.error("worker.refused", code=ex.code, message=ex.message)
         raise SystemExit(EXIT_CONFIG) from ex
-    execute = importlib.import_module("workers.identity.execution").execute
     port = CallPort(booted.runtime.identity, CHANNEL, partial(execute, identity))
     stop = Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)
     gevent.signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C: the supervisor drains
     spawn(port.run)
+    spawn(lambda: import_flows(identity))
     jobs = importlib.import_module("workers.identity.carry_jobs")
     spawn(lambda: jobs.run_carry_jobs(identity))
     reseals = importlib.import_module("workers.identity.seal_jobs")
@@ -80,7 +90,6 @@ def serve(booted: WorkerContext) -> NoReturn:
     if delivery is not None:
         spawn(delivery.run)
     booted.status_changed.set()
-    freeze()
     _log.info("worker.ready")
     stop.wait()
     deadline_s = booted.clock.monotonic_s() + booted.app.config.drain_s
@@ -102,7 +111,6 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
     """
     hashing = importlib.import_module("workers.identity.hashing")
     services = importlib.import_module("workers.identity.identity")
-    clients = importlib.import_module("workers.identity.providers.client")
     app = booted.app
     keys = read_keys(app.config)
     if keys is None:
@@ -116,13 +124,43 @@ def make_identity(booted: WorkerContext, woken: Event) -> Any:
         app=app, store=booted.reader_pool, writer=WriterClient(booted.runtime, app.clock),
         hashes=hashing.HashPool(hashing.hash_threads(app.config.auth_hash_threads)),
         keys=keys, rules=make_rules(app), issuer=session_issuer(app),
-        providers=clients.make_providers(app),
-        jwts=importlib.import_module("workers.identity.jwts").make_jwts(app.config, app.clock),
+        providers=make_providers(app), jwts=functools.cache(partial(make_jwts, app)),
         mails=mails, wake_mail=woken.set,
         captcha=importlib.import_module("workers.identity.captcha").make_captcha(app.config),
         disposable=disposable_domains(app.config),
         send_signal=SignalSender(booted.runtime).send,
     )
+
+
+def execute(identity: Any, command: bytes) -> bytes:
+    """Carry out a call. The first one imports the flows, unless `import_flows` has done it."""
+    answer: bytes = importlib.import_module("workers.identity.execution").execute(identity, command)
+    return answer
+
+
+def import_flows(identity: Any) -> None:
+    """Import the flows and their libraries, and make what they share.
+
+    Heartbeats and calls go on between two modules: the process has a nice value of 10, so on a busy
+    machine all the imports together could take as long as a silent process may live.
+    """
+    for module in _LATE_MODULES:
+        importlib.import_module(module)
+        gevent.sleep(0)
+    identity.jwts()
+    freeze()
+
+
+def make_providers(app: App) -> Any:
+    """Return the configured providers by name."""
+    if not app.config.sign_in_providers:
+        return {}
+    return importlib.import_module("workers.identity.providers.client").make_providers(app)
+
+
+def make_jwts(app: App) -> Any:
+    """Return the keys of JWTs."""
+    return importlib.import_module("workers.identity.jwts").make_jwts(app.config, app.clock)
 
 
 def make_rules(app: App) -> PasswordRules:

@@ -67,7 +67,7 @@ def verify(identity: Identity, call: Call) -> IdentityAnswer:
         InvalidJwt
         Unavailable: the keys of its issuer cannot be fetched.
     """
-    claims = identity.jwts.verify(
+    claims = identity.jwts().verify(
         call.body.decode("utf-8", "replace"), identity.app.clock.wall_ns() / 1e9
     )
     return IdentityAnswer(msgspec.msgpack.encode(claims))
@@ -76,7 +76,7 @@ def verify(identity: Identity, call: Call) -> IdentityAnswer:
 def _mint(
     identity: Identity, call: Call, user_id: str, body: MintJwtBody, claims: dict[str, Any]
 ) -> IdentityAnswer:
-    jwts = identity.jwts
+    jwts = identity.jwts()
     if not jwts.can_mint:
         raise JwtNotConfigured("This server makes no JWTs", hint="Set PYLON_JWT_SECRET")
     lifetime_s = jwts.lifetime_s if body.expires_in is None else body.expires_in
