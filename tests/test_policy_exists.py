@@ -322,6 +322,18 @@ def test_new_index_leaves_the_text_of_a_read_rule() -> None:
     assert len(texts) == 1
 
 
+def test_text_of_a_rule_is_that_of_earlier_versions() -> None:
+    """Stores keep it: another text would hide the history of all documents of the entity."""
+    made = rules(allow_read="exists(Room, id == data.roomId) && data.authorId != auth.userId")
+    assert made.read_text == (
+        "And(items=(Exists(entity='Room', comparisons=(Comparison(field='id', op='==', "
+        "options=(Column(root='data', field='roomId', kind=<Kind.STRING: 'string'>),)),), "
+        "nested=()), Not(operand=Equal(left=Column(root='data', field='authorId', "
+        "kind=<Kind.STRING: 'string'>), right=Auth(attribute='user_id', "
+        "kind=<Kind.STRING: 'string'>)))))"
+    )
+
+
 def test_routing_never_takes_a_rule_that_asks_for_one_of_the_caller_alone() -> None:
     assert isinstance(rules(allow_read=MINE).routing, Related)
     assert isinstance(rules(allow_read=f"data.authorId == auth.userId || {MINE}").routing, Union)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import apsw
 import gevent
+import msgspec
 import orjson
 import pytest
 from hypothesis import given
@@ -310,7 +310,7 @@ def test_the_rows_of_an_answer_are_bounded_in_bytes(
         lambda: reader.page("Task", Query(TRUE, limit=4)),
         lambda: reader.page("Task", Query(TRUE, limit=1, after_id=row_id(4))),
         lambda: reader.graph([node]),
-        lambda: reader.graph([node, replace(node, limit=1)]),
+        lambda: reader.graph([node, msgspec.structs.replace(node, limit=1)]),
     ):
         with pytest.raises(LimitExceeded, match="10000 bytes") as refused:
             read()

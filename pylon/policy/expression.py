@@ -141,6 +141,9 @@ class Comparison(msgspec.Struct, frozen=True):
     # How the values of the field become comparable; no part of the text of a rule.
     notation: Notation = ""
 
+    def __repr__(self) -> str:
+        return f"Comparison(field={self.field!r}, op={self.op!r}, options={self.options!r})"
+
 
 class Exists(msgspec.Struct, frozen=True):
     """Whether a row of `entity` fulfils all comparisons and all nested `Exists`.
@@ -153,6 +156,12 @@ class Exists(msgspec.Struct, frozen=True):
     comparisons: tuple[Comparison, ...]
     nested: tuple[Exists, ...] = ()
     is_listable: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"Exists(entity={self.entity!r}, comparisons={self.comparisons!r}, "
+            f"nested={self.nested!r})"
+        )
 
 
 class Not(msgspec.Struct, frozen=True):
