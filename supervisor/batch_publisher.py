@@ -11,11 +11,10 @@ store whose only writer it is, else the relay's.
 
 from __future__ import annotations
 
-import time
-
 from pylon import limits
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.runtime import Runtime
+from pylon.clock import Clock
 from pylon.storage.events import ChangeBatch
 from pylon.storage.public_rows import PublicRows
 
@@ -23,8 +22,13 @@ from pylon.storage.public_rows import PublicRows
 class BatchPublisher:
     """See the module."""
 
-    def __init__(self, runtime: Runtime, rows: PublicRows) -> None:
-        """Args: `rows` removes the hidden fields, which no worker may have."""
+    def __init__(self, runtime: Runtime, rows: PublicRows, clock: Clock) -> None:
+        """
+        Args:
+            rows: removes the hidden fields, which no worker may have.
+            clock: its monotonic time is the rhythm, and the time of a batch (`committed_s`).
+        """
+        self._clock = clock
         self._publisher = ChangesPublisher(runtime, rows)
         self._kept: ChangeBatch | None = None
         self._due_s = float("-inf")  # not before
@@ -32,7 +36,7 @@ class BatchPublisher:
     @property
     def wait_s(self) -> float | None:
         """How long until `publish_if_due` has something to do; None: nothing is kept."""
-        return None if self._kept is None else max(0.0, self._due_s - time.monotonic())
+        return None if self._kept is None else max(0.0, self._due_s - self._clock.monotonic_s())
 
     def put(self, batch: ChangeBatch, *, is_large: bool = False) -> None:
         """Publish a batch, or keep it if another has just gone out."""
@@ -43,7 +47,7 @@ class BatchPublisher:
             self.publish_kept()
             kept = None
         if kept is None:
-            kept = self._kept = ChangeBatch(batch.prev_seq, batch.events, time.monotonic())
+            kept = self._kept = ChangeBatch(batch.prev_seq, batch.events, self._clock.monotonic_s())
         else:
             kept.events.extend(batch.events)
         if is_large or len(kept.events) >= limits.TURN_EVENTS:
@@ -53,7 +57,7 @@ class BatchPublisher:
 
     def publish_if_due(self) -> None:
         """Publish what is kept if its time has come."""
-        if self._kept is not None and time.monotonic() >= self._due_s:
+        if self._kept is not None and self._clock.monotonic_s() >= self._due_s:
             self.publish_kept()
 
     def publish_kept(self) -> None:
@@ -64,7 +68,7 @@ class BatchPublisher:
         self._publisher.publish(kept)
         # PERF: to ask before each batch cost an insert 0.5 us at 64 connections.
         has_clients = self._publisher.has_clients()
-        self._due_s = time.monotonic() + (
+        self._due_s = self._clock.monotonic_s() + (
             limits.PUBLISH_PERIOD_S if has_clients else limits.PUBLISH_IDLE_PERIOD_S
         )
 

@@ -263,7 +263,7 @@ def _assemble(
     rows = PublicRows(manifest.entities)
     relay = None
     if source is not None:
-        relay = Relay(source, runtime, broken, rows)
+        relay = Relay(source, runtime, broken, rows, clock)
         relay.start()
         stack.callback(relay.stop)
     nodes = _join_nodes(
@@ -284,8 +284,8 @@ def _assemble(
         store.data_path.parent, config.disk_floor_bytes if has_disk else 0, clock
     )
     writer = Writer(
-        runtime, engine, broken, rows, hand_over=None if relay is None else relay.hand_over,
-        find_refusal=disk_guard.find_refusal,
+        runtime, engine, broken, rows, clock,
+        hand_over=None if relay is None else relay.hand_over, find_refusal=disk_guard.find_refusal,
     )
     writer.start()
     stack.callback(writer.stop)

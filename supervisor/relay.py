@@ -21,6 +21,7 @@ from pylon import log, metrics
 from pylon.bus.messages import DocumentsChanged, SessionRevoked
 from pylon.bus.runtime import Runtime
 from pylon.bus.signals import PlainSignalSender
+from pylon.clock import Clock
 from pylon.errors import StartDelayed, StoreUnavailable
 from pylon.storage.backend import ChangeReport, ChangeSource
 from pylon.storage.events import ChangeBatch
@@ -38,7 +39,7 @@ class Relay:
 
     def __init__(
         self, source: ChangeSource, runtime: Runtime, broken: Callable[[BaseException], None],
-        rows: PublicRows,
+        rows: PublicRows, clock: Clock,
     ) -> None:
         """
         Args:
@@ -47,7 +48,7 @@ class Relay:
         """
         self._source = source
         self._broken = broken
-        self._publisher = BatchPublisher(runtime, rows)
+        self._publisher = BatchPublisher(runtime, rows, clock)
         self._signals = PlainSignalSender(runtime)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)

@@ -98,7 +98,9 @@ class Writer:
         self._port = WriterPort(
             runtime, limits.BATCH_BYTES if hand_over is None else limits.SHARED_BATCH_BYTES
         )
-        self._publisher = BatchPublisher(runtime, rows) if hand_over is None else None
+        self._publisher = (
+            BatchPublisher(runtime, rows, self._clock) if hand_over is None else None
+        )
         self._hand_over: Callable[[ChangeBatch], None] = hand_over or _no_batch
         self._find_refusal = find_refusal
         self._signals = PlainSignalSender(runtime)

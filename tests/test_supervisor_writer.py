@@ -14,11 +14,14 @@ from pylon import limits
 from pylon.bus.changes import ChangesPublisher
 from pylon.bus.messages import change_batch
 from pylon.bus.writer_port import LocalWriter
+from pylon.clock import ManualClock
 from pylon.errors import InternalError, UniqueViolation
 from pylon.storage.events import ChangeBatch
 from pylon.storage.ops import DropSession, OpKey, WriteReply, WriteRequest
+from pylon.storage.public_rows import PublicRows
 from pylon.storage.records import BatchResult
 from pylon.storage.sqlite.engine import SqliteEngine
+from supervisor.batch_publisher import BatchPublisher
 from tests.support.wait import WAIT_S
 from tests.support.writer_store import WriterStore, start_thread, start_writer
 
@@ -134,6 +137,26 @@ def test_commits_that_follow_closely_are_published_together(
     assert [event.seq for event in first.events] == [1]
     assert rest.prev_seq == 1 and [event.seq for event in rest.events] == [2, 3, 4, 5]
     local.close()
+
+
+def test_time_and_rhythm_of_batches_are_those_of_the_injected_clock(
+    store: WriterStore, published: queue.Queue[ChangeBatch]
+) -> None:
+    clock = ManualClock()
+    clock.advance(1_000.0)
+    publisher = BatchPublisher(store.runtime, PublicRows(()), clock)
+    publisher.put(ChangeBatch(0, []))
+    assert published.get_nowait().committed_s == 1_000.0
+    clock.advance(limits.PUBLISH_IDLE_PERIOD_S / 2)
+    publisher.put(ChangeBatch(0, []))
+    assert publisher.wait_s == pytest.approx(limits.PUBLISH_IDLE_PERIOD_S / 2)
+    publisher.publish_if_due()
+    assert published.empty()
+    clock.advance(limits.PUBLISH_IDLE_PERIOD_S)
+    publisher.publish_if_due()
+    kept = published.get_nowait()
+    assert kept.committed_s == pytest.approx(1_000.0 + limits.PUBLISH_IDLE_PERIOD_S / 2)
+    publisher.close()
 
 
 def test_changes_that_nobody_waits_for_are_published_seldom(
