@@ -1,8 +1,7 @@
 """PostgreSQL reader: implements `pylon.storage.interface.Reader` on a session.
 
-It returns rows as their stored JSON. No answer above `limits.LIST_BYTES` comes into memory: the
-server sends no row that a page has no room for. The server ends a statement that takes longer than
-`limits.READ_TIMEOUT_S` (`connect.open_reader`).
+It returns rows as their stored JSON; `row_pages` bounds their bytes. The server ends a statement
+that takes longer than `limits.READ_TIMEOUT_S` (`connect.open_reader`).
 
 Many greenlets may use one reader at a time, if its session lets them (`pipe`): it keeps nothing of
 a call. Only within `at_one_commit` does it belong to one of them, because the pipe refuses a
@@ -15,7 +14,7 @@ commit. No value of a client is in a statement's text. Made by `backend`, `scann
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -23,7 +22,7 @@ from psycopg.pq.abc import PGresult
 
 from pylon import limits
 from pylon.clock import Clock
-from pylon.errors import EntityNotFound, LimitExceeded, PylonError
+from pylon.errors import EntityNotFound
 from pylon.manifest.model import Manifest
 from pylon.query.aggregate import Aggregate
 from pylon.query.graph import GraphNode
@@ -35,12 +34,12 @@ from pylon.storage.auth_tables import Value
 from pylon.storage.events import ChangeEvent
 from pylon.storage.postgres import explain, record_rows, system_reads
 from pylon.storage.postgres.aggregate import aggregates_of, value_decoder
-from pylon.storage.postgres.connect import translate
 from pylon.storage.postgres.dialect import dialect_of, numbered
 from pylon.storage.postgres.graph import graphs_of
-from pylon.storage.postgres.key_reads import KeyStatement, Row
 from pylon.storage.postgres.parameters import bytea_of
-from pylon.storage.postgres.reads import VERSION, EntityReads, bounded, counted, select_by_id
+from pylon.storage.postgres.reader_session import ReaderSession, failed, too_large
+from pylon.storage.postgres.reads import VERSION, EntityReads, select_by_id
+from pylon.storage.postgres.row_pages import RowPages
 from pylon.storage.postgres.sequences import HEAD
 from pylon.storage.postgres.statements import Session
 from pylon.storage.postgres.system_reads import rows_of, text_of
@@ -64,17 +63,15 @@ from pylon.values import unknown_column
 
 T = TypeVar("T")
 
-_LARGE_PAGES: Final = 64  # pages of an entity after one with a large row
 _SPARE: Final = 4  # of the bytes that one page of many sends
-_BEGIN: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 
 class PostgresReader:
     """See the module, and `pylon.storage.interface.Reader` for the methods."""
 
     __slots__ = (
-        "_aggregates", "_by_name", "_clock", "_dialect", "_execute", "_graphs",
-        "_is_at_one_commit", "_large_rows", "_noted", "_session",
+        "_aggregates", "_ask", "_by_name", "_clock", "_dialect", "_fetch", "_find", "_graphs",
+        "_list", "_noted", "_pages", "_row", "_run", "_session", "_statements",
     )
 
     def __init__(
@@ -93,9 +90,12 @@ class PostgresReader:
         self._by_name = {e.name: EntityReads(dialect, e, cache) for e in manifest.entities}
         self._clock = clock
         self._session = session
-        self._execute = session.execute
-        self._is_at_one_commit = False
-        self._large_rows: dict[str, int] = {}  # pages to come, by entity
+        statements = self._statements = ReaderSession(session)
+        # PERF: bound once, since a read by key has no time for more than one call.
+        self._run, self._row = statements.run, statements.row
+        self._list, self._find = statements.all_of, statements.find
+        self._ask, self._fetch = statements.ask, statements.fetch
+        self._pages = RowPages(statements.run)
 
     def get(self, entity: str, row_id: str) -> bytes | None:
         reads = self._by_name.get(entity)
@@ -129,7 +129,7 @@ class PostgresReader:
     def rows(self, entity: str, query: Query) -> list[bytes]:
         rows, has_more = self._rows(entity, query, limits.LIST_BYTES, 1)
         if has_more:
-            raise _too_large()
+            raise too_large()
         return rows
 
     def rows_within(
@@ -150,35 +150,13 @@ class PostgresReader:
     def _rows(
         self, entity: str, query: Query, size_bytes: int, spare: int
     ) -> tuple[list[bytes], bool]:
-        """Return the first rows that a query selects, as many as `size_bytes` holds and one at
-        least, and whether there are more.
-
-        Rows are usually so small that a page of the largest allowed ones is not too large. If one
-        is larger, the server adds the sizes up, for the next pages of the entity too.
-
-        Args:
-            spare: how many times `size_bytes` the server may send.
+        """Return the first rows that a query selects, and whether there are more; see `RowPages`.
         """
         reads = self._reads(entity)
         if self._selects_nothing(query.where):
             return [], False
         self._noted.add(entity, query)
-        select = reads.select(query)
-        large = self._large_rows.get(entity, 0)
-        if not large:
-            row_bytes = min(size_bytes * spare, limits.LIST_BYTES) // max(query.limit, 1)
-            result = self._run(*bounded(select, row_bytes))
-            value = result.get_value
-            rows = [value(row, 0) for row in range(result.ntuples)]
-            if None not in rows:
-                return _cut(cast("list[bytes]", rows), size_bytes)
-            large = _LARGE_PAGES
-        self._large_rows[entity] = large - 1
-        result = self._run(*counted(select, size_bytes))
-        value, count = result.get_value, result.ntuples
-        found = [row for n in range(count) if (row := value(n, 0)) is not None]
-        total = int(value(count - 1, 1) or 0) if count else 0
-        return found, total > size_bytes and len(found) < count
+        return self._pages.read(entity, reads.select(query), query.limit, size_bytes, spare)
 
     def _selects_nothing(self, where: Predicate) -> bool:
         """Whether no row fulfils the condition, as far as that is known without a look at one."""
@@ -283,7 +261,7 @@ class PostgresReader:
         except errors.NumericValueOutOfRange:  # a sum that no double can hold
             pass
         except psycopg.Error as error:
-            raise _failed(error) from error
+            raise failed(error) from error
         return aggregate_rows(reaching, self._fetch, reads.entity, aggregate, clause)
 
     # --- Pylon's own tables --------------------------------------------------------------------
@@ -375,24 +353,11 @@ class PostgresReader:
         return system_reads.version_of(row)
 
     def at_one_commit(self, read: Callable[[], T]) -> T:
-        if self._is_at_one_commit:
-            return read()
-        self._run(_BEGIN)
-        self._is_at_one_commit = True
-        end = "ROLLBACK"
-        try:
-            answer = read()
-            end = "COMMIT"
-        finally:
-            self._is_at_one_commit = False
-            self._run(end)
-        return answer
+        return self._statements.at_one_commit(read)
 
     def close(self) -> None:
         if isinstance(self._session, BlockingSession):  # the pipe's owner closes it
             self._session.close()
-
-    # --- Statements ----------------------------------------------------------------------------
 
     def _reads(self, entity: str) -> EntityReads:
         reads = self._by_name.get(entity)
@@ -400,84 +365,10 @@ class PostgresReader:
             raise _unknown(entity)
         return reads
 
-    def _ask(self, text: str, params: Sequence[Any]) -> list[list[bytes | None]]:
-        """Carry out a statement with marks, and return all its rows."""
-        return list(rows_of(self._execute(numbered(text), params)))
-
-    def _fetch(self, text: str, params: Sequence[Any]) -> list[list[bytes | None]]:
-        """As `_ask`; raises Pylon's errors."""
-        try:
-            return self._ask(text, params)
-        except psycopg.Error as error:
-            raise _failed(error) from error
-
-    def _run(self, text: str, params: Sequence[Any] = ()) -> PGresult:
-        """Carry out a statement whose values a row can have."""
-        try:
-            return self._execute(text, params)
-        except psycopg.Error as error:
-            raise _failed(error) from error
-
-    def _select(self, text: str, params: Sequence[Any]) -> PGresult | None:
-        """Carry out a statement that finds rows by a key; None if no key can be such a text."""
-        try:
-            return self._execute(text, params)
-        except errors.CharacterNotInRepertoire:
-            return None
-        except psycopg.Error as error:
-            raise _failed(error) from error
-
-    def _row(
-        self, statement: KeyStatement, row_id: str, params: Sequence[Any] = ()
-    ) -> Row | None:
-        """Return a row by its id; None if no id can be such a text."""
-        try:
-            return self._session.read_by_key(statement, row_id, params)
-        except errors.CharacterNotInRepertoire:
-            return None
-        except psycopg.Error as error:
-            raise _failed(error) from error
-
-    def _list(
-        self, make: Callable[[list[bytes | None]], T], text: str, params: Sequence[Any] = ()
-    ) -> list[T]:
-        result = self._select(text, params)
-        return [] if result is None else [make(row) for row in rows_of(result)]
-
-    def _find(
-        self, make: Callable[[list[bytes | None]], T], text: str, params: Sequence[Any]
-    ) -> T | None:
-        found = self._list(make, text, params)
-        return found[0] if found else None
-
 
 def _int(result: PGresult) -> int:
     """Return the number in the first column of the first row."""
     return int(result.get_value(0, 0) or 0)
-
-
-def _cut(rows: list[bytes], size_bytes: int) -> tuple[list[bytes], bool]:
-    """Return the first rows that `size_bytes` hold, one at least, and whether there are more."""
-    total = sum(map(len, rows))
-    if total <= size_bytes:
-        return rows, False
-    count = len(rows)
-    while count > 1 and total > size_bytes:
-        count -= 1
-        total -= len(rows[count])
-    return rows[:count], count < len(rows)
-
-
-def _failed(error: psycopg.Error) -> PylonError:
-    return _too_large() if isinstance(error, errors.ProgramLimitExceeded) else translate(error)
-
-
-def _too_large() -> LimitExceeded:
-    return LimitExceeded(
-        f"the rows of an answer have {limits.LIST_BYTES} bytes at most",
-        hint="ask for fewer at a time: limit and offset, or pages of "
-        "GET /api/entities/<Entity>/cursor; a single row by its id",
-    )
 
 
 def _unknown(entity: str) -> EntityNotFound:

@@ -36,6 +36,7 @@ from pylon.storage.postgres.flush import NO_SEQ, Gathered, InsertShape
 from pylon.storage.postgres.names import WORDS_COLUMN, quote
 from pylon.storage.postgres.overlay import NO_ROWS, ReferenceRows, RowKey
 from pylon.storage.postgres.sequences import SEQ
+from pylon.storage.postgres.unique_checks import UniqueChecks
 from pylon.storage.postgres.unique_keys import UniqueKey, Values, unique_keys
 from pylon.storage.postgres.word_vector import vector_of
 from pylon.values import EntityCodec, fold_case
@@ -51,8 +52,8 @@ class PostgresTable:
     __slots__ = (
         "_batch", "_codec", "_delete", "_entity", "_errors", "_fill", "_find", "_find_judged",
         "_folded", "_folds", "_has_words", "_indexed", "_judged", "_overlay", "_places",
-        "_reads_rows", "_references", "_required", "_shape", "_table", "_updates", "name",
-        "select_small", "uniques",
+        "_reads_rows", "_references", "_required", "_shape", "_table", "_unique_checks", "_updates",
+        "name", "select_small", "uniques",
     )
 
     def __init__(
@@ -72,6 +73,7 @@ class PostgresTable:
         self.name = entity.name
         self._codec = EntityCodec(entity)
         self.uniques = unique_keys(entity, self._codec)
+        self._unique_checks = UniqueChecks(batch, entity.name, self.uniques)
         self._errors = ConstraintErrors(entity, self.uniques)
         self._fill = encode_values(list(retained.values()))
         folds = fold_fields(entity)
@@ -212,7 +214,7 @@ class PostgresTable:
         owned: Sequence[tuple[Any, ...]] = ()
         if self._reads_rows:
             row = orjson.loads(row_json)
-            owned = self._free_keys(row)
+            owned = self._unique_checks.free_keys(row)
             if self._folded:
                 parameters += encode_values([fold_case(values[place]) for place in self._folded])
             if self._has_words:
@@ -256,7 +258,7 @@ class PostgresTable:
             old, new = unique.values_of(before), unique.values_of(row)
             if old != new:
                 if new is not None:
-                    self._check_free(unique, new, row_id)
+                    self._unique_checks.check_free(unique, new, row_id)
                 changes.append((unique, old, new))
         encoded = encode_values(self._codec.column_values(row, fields))
         if self._folds:
@@ -339,44 +341,7 @@ class PostgresTable:
         if overlay.is_asked(self.name):
             overlay.note_change(self.name, before, after or None)
 
-    # --- Checks --------------------------------------------------------------------------------
-
-    def _free_keys(self, row: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Return the unique keys of a new row, none of which a stored row has.
-
-        Raises:
-            ConstraintFailed
-        """
-        owned = []
-        for unique in self.uniques:
-            values = unique.values_of(row)
-            if values is not None:
-                self._check_free(unique, values, None)
-                owned.append((unique, values))
-        return owned
-
-    def _check_free(self, unique: UniqueKey, values: Values, row_id: str | None) -> None:
-        """
-        Raises:
-            ConstraintFailed: another row has the values.
-        """
-        known: Any = self._overlay.owners.get((unique, values), _UNKNOWN)
-        if known is _UNKNOWN:
-            known = self._read_owner(unique, values)
-        if known is not None and known != row_id:
-            raise ConstraintFailed("unique", unique.fields)
-
-    def _read_owner(self, unique: UniqueKey, values: Values) -> str | None:
-        found = self._batch.read(unique.find, values)
-        for n in range(found.ntuples):
-            if unique.where is None or unique.where(orjson.loads(found.get_value(n, 1) or b"{}")):
-                owner = (found.get_value(n, 0) or b"").decode()
-                known: Any = self._overlay.rows.get((self.name, owner), _UNKNOWN)
-                if known is _UNKNOWN or (known is not None and (
-                    known[0] is None or unique.values_of(orjson.loads(known[0])) == values
-                )):
-                    return owner  # else this transaction has changed or deleted it
-        return None
+    # --- Statements ----------------------------------------------------------------------------
 
     def refuse(self, error: psycopg.Error, row_json: bytes) -> PylonError:
         """Return the error of a request whose statement the database has refused."""
