@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -44,6 +43,7 @@ from tests.support.storage import (
 )
 
 ROOT = Path(__file__).parent.parent
+MOST_KILLS = 100
 BIG_ROWS = int(os.environ.get("PYLON_TEST_MOVED_ROWS", "20000"))
 
 
@@ -173,6 +173,16 @@ def test_a_database_that_came_back_works_as_before(
         assert slug.error is not None  # a unique index of the time before
 
 
+def be_killed(direction: str, path: Path, url: str, times: int) -> int:
+    """Let moves be killed, `times` of them or until one is complete; how many were."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.moved_store", direction, str(path), url, str(times)],
+        cwd=ROOT, timeout=300, check=False, capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.parametrize("direction", ["out", "back"])
 def test_move_that_is_killed_in_every_step_goes_on(
     direction: str, path: Path, tmp_path: Path, postgres_url: str, processes: None
@@ -181,18 +191,8 @@ def test_move_that_is_killed_in_every_step_goes_on(
     if direction == "back":
         kit.move(SqliteTransfer(path), PostgresTransfer(postgres_url))
         path = tmp_path / "b.db"
-    args = [sys.executable, "-m", "tests.support.moved_store", direction, str(path), postgres_url]
-    kills = 0
-    while True:
-        done = subprocess.run(
-            args, cwd=ROOT, timeout=60, check=False, capture_output=True, text=True
-        )
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        kills += 1
-        assert kills < 100
-    assert kills >= 15, "the move was not killed in its steps"
+    kills = be_killed(direction, path, postgres_url, MOST_KILLS)
+    assert 15 <= kills < MOST_KILLS, "the move was not killed in its steps"
     target = kit.managers(direction, path, postgres_url)[1]
     found = kit.all_rows(target)
     assert found | {"_pylon_change_seq": []} == wanted | {"_pylon_change_seq": []}
@@ -201,10 +201,7 @@ def test_move_that_is_killed_in_every_step_goes_on(
 def test_a_killed_move_begins_anew_when_the_source_was_written_to(
     path: Path, postgres_url: str, processes: None
 ) -> None:
-    args = [sys.executable, "-m", "tests.support.moved_store", "out", str(path), postgres_url]
-    for _ in range(6):
-        killed = subprocess.run(args, cwd=ROOT, timeout=60, check=False, capture_output=True)
-        assert killed.returncode == -signal.SIGKILL
+    assert be_killed("out", path, postgres_url, 6) == 6
     with closing(open_session(postgres_url, "plain", "", SystemClock())) as session, \
             pytest.raises(SchemaRefused, match="was not finished"):
         prepare_store(session, MANIFEST, SystemClock())

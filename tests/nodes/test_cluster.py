@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.nodes.fleet import Node
 from tests.nodes.test_two_nodes import others
 from tests.support.manifests import notes_app
 from tests.support.ports import reserve_base_port
+from tests.support.postgres import PostgresServer, drop_schema, make_schema
 from tests.support.server import ADMIN_TOKEN
 from tests.support.shard_client import Player, user
 from tests.support.wait import WAIT_S, wait_until
@@ -36,32 +38,47 @@ _numbers = itertools.count()
 MakeNode = Callable[..., Node]
 
 
-@pytest.fixture
-def make_node(processes: None, postgres_url: str, tmp_path: Any) -> Iterator[MakeNode]:
+@pytest.fixture(scope="module")
+def make_node(
+    postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakeNode]:
     made: list[Node] = []
+    url, folder = make_schema(postgres_server.url), tmp_path_factory.mktemp("cluster")
 
     def make(name: str, **env: str) -> Node:
-        node = Node(tmp_path / name, notes_app(), {
-            "DATABASE_URL": postgres_url, "PYLON_NODE": name, "PYLON_HTTP_WORKERS": "1",
-            "PYLON_SSE_WORKERS": "0", "PYLON_SHARD_WORKERS": "1", "PYLON_APP": APP,
-            "PYLON_CLUSTER_URL": f"tcp://127.0.0.1:{reserve_base_port()}", **env,
+        node = Node(folder / name, notes_app(), {
+            "DATABASE_URL": url, "PYLON_NODE": name, "PYLON_HTTP_WORKERS": "1",
+            "PYLON_SSE_WORKERS": "0", "PYLON_WS_WORKERS": "0", "PYLON_SHARD_WORKERS": "1",
+            "PYLON_APP": APP, "PYLON_CLUSTER_URL": f"tcp://127.0.0.1:{reserve_base_port()}", **env,
         })
         made.append(node)
         return node
 
     yield make
-    for node in made:
-        node.close()
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(Node.close, made))
+    drop_schema(postgres_server.url, url)
+
+
+@pytest.fixture(scope="module")
+def started(processes: None, make_node: MakeNode) -> tuple[Node, Node]:
+    """Two nodes for the whole module."""
+    a, b = make_node("a"), make_node("b")
+    a.start(ready=False)
+    b.start(ready=False)
+    return a, b
 
 
 @pytest.fixture
-def pair(make_node: MakeNode) -> tuple[Node, Node]:
-    a, b = make_node("a"), make_node("b")
-    a.start(ready=False)
-    b.start()
-    a.wait_ready()
-    wait_until("each knows the other", lambda: all(others(node) == 1 for node in (a, b)))
-    return a, b
+def pair(started: tuple[Node, Node]) -> tuple[Node, Node]:
+    """The two nodes, which know of each other, also after a test that killed or froze one."""
+    for node in started:
+        if node.process is None or node.process.poll() is not None:
+            node.start(ready=False)
+    for node in started:
+        node.wait_ready(2 * WAIT_S)
+    wait_until("each knows the other", lambda: all(others(node) == 1 for node in started))
+    return started
 
 
 def made_by(node: Node, shard: str) -> bool:

@@ -1,7 +1,9 @@
 """A store with data of every kind, and the move of it to another store.
 
-Run as a module, it moves and kills itself in the middle of the second transaction that it begins:
-`python -m tests.support.moved_store DIRECTION PATH URL`. Used by the tests of `pylon.migrate`.
+Run as a module, it starts moves in processes that kill themselves in the middle of the second
+transaction that they begin, one after the other until one completes the move, or `TIMES` of them:
+`python -m tests.support.moved_store DIRECTION PATH URL TIMES`. It prints how many were killed,
+and ends with exit code 1 if one ended in another way. Used by the tests of `pylon.migrate`.
 """
 
 from __future__ import annotations
@@ -149,9 +151,9 @@ def _kill_in_second_transaction(target: Any) -> None:
     target._write_note = killing
 
 
-if __name__ == "__main__":
-    moves._CHUNK_ROWS = 7  # type: ignore[misc]
-    ends = managers(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+def _be_killed(direction: str, path: Path, url: str) -> None:
+    """Move, and be killed on the way unless little is left to do."""
+    ends = managers(direction, path, url)
     opening = ends[1].open_target
 
     def open_killing(*args: Any) -> Any:
@@ -161,3 +163,28 @@ if __name__ == "__main__":
 
     ends[1].open_target = open_killing  # type: ignore[method-assign]
     move(*ends)
+
+
+def _move_again_and_again(direction: str, path: Path, url: str, times: int) -> int:
+    """See the module; the exit code. Each process is a fork, so only the first one imports."""
+    managers(direction, path, url)
+    kills = 0
+    while kills < times:
+        pid = os.fork()
+        if not pid:
+            _be_killed(direction, path, url)
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            print(kills)
+            return os.waitstatus_to_exitcode(status)
+        kills += 1
+    print(kills)
+    return 0
+
+
+if __name__ == "__main__":
+    moves._CHUNK_ROWS = 7  # type: ignore[misc]
+    sys.exit(_move_again_and_again(
+        sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    ))
