@@ -36,6 +36,7 @@ SHARDS = [f"steady:{number}" for number in range(6)]
 # The end of a lease, the next heartbeat of another node, and its report to the workers.
 TAKEN_OVER_S = LEASE_S + 2 * HEARTBEAT_S + WAIT_S
 FROZEN_S = DEAD_AFTER_S + 3.0
+TOLD_S = 0.5
 AUDIT = """
     CREATE TABLE saves (number BIGSERIAL PRIMARY KEY, id TEXT, generation BIGINT, owner TEXT,
         tick BIGINT, writer TEXT);
@@ -107,7 +108,13 @@ class Trio:
             "SELECT count(*) FROM _pylon_nodes WHERE lease_until > clock_timestamp() "
             "AND roles LIKE '%%shards%%'"
         ) == [(3,)], 2 * WAIT_S)
-        time.sleep(2 * HEARTBEAT_S)  # they read the registry with a heartbeat, and tell workers
+        # They read the registry with the next heartbeat, and tell their workers.
+        ((since,),) = self.sql("SELECT clock_timestamp()")
+        wait_until("all have read the registry since", lambda: self.sql(
+            "SELECT count(*) FROM _pylon_nodes WHERE seen_at > %s "
+            "AND lease_until > clock_timestamp() AND roles LIKE '%%shards%%'", since
+        ) == [(3,)], 2 * WAIT_S)
+        time.sleep(TOLD_S)
 
     def problems(self) -> list[str]:
         """Return the faults of the states that were stored until now."""
