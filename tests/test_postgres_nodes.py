@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylon.clock import SeededRandom, SystemClock
+from pylon.clock import Clock, SeededRandom, SystemClock
 from pylon.storage.nodes import (
     HEARTBEAT_S,
     LEASE_MARGIN_S,
@@ -37,7 +37,8 @@ class Node:
     """A link, and what it has reported."""
 
     def __init__(
-        self, url: str, name: str, incarnation: str, roles: tuple[str, ...] = ("http", "ws")
+        self, url: str, name: str, incarnation: str, roles: tuple[str, ...] = ("http", "ws"),
+        clock: Clock | None = None,
     ) -> None:
         self.sessions: list[BlockingSession] = []
         self.is_away = False
@@ -50,7 +51,7 @@ class Node:
 
         self.link = PostgresNodes(
             reconnect, NodeFacts(name, incarnation, roles, "1", workers={"ws": 2}),
-            SystemClock(), SeededRandom(1),
+            clock or SystemClock(), SeededRandom(1),
         )
         self.link.begin()
         self.gone: list[str] = []
@@ -99,6 +100,34 @@ def pair(url: str) -> Iterator[tuple[Node, Node]]:
     nodes = Node(url, "a", "a1"), Node(url, "b", "b1")
     yield nodes
     for node in nodes:
+        node.link.close()
+
+
+class ShiftedClock:
+    """The machine's clock, as one shows it that is wrong."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def wall_ns(self) -> int:
+        return SystemClock().wall_ns() + int(self.ahead_s * 1e9)
+
+    def monotonic_s(self) -> float:
+        return SystemClock().monotonic_s()
+
+
+def test_a_node_whose_clock_is_wrong_is_not_ready(url: str) -> None:
+    clock = ShiftedClock()
+    node = Node(url, "a", "a1", clock=clock)
+    try:
+        clock.ahead_s = 20.0
+        turn_until(lambda: node.link.leads, node)
+        assert node.link.problem is None
+        for clock.ahead_s, said in ((45.0, "s ahead of"), (-45.0, "s behind")):
+            turn_until(lambda said=said: said in (node.link.problem or ""), node)
+        clock.ahead_s = 0.0
+        turn_until(lambda: node.link.problem is None, node)
+    finally:
         node.link.close()
 
 

@@ -24,6 +24,7 @@ import msgspec
 HEARTBEAT_S: Final = 2.0
 DEAD_AFTER_S: Final = 10.0  # without a heartbeat
 LEASE_S: Final = 10.0  # after the heartbeat that renewed it, by the clock of the database
+CLOCK_SKEW_S: Final = 30.0  # of a node against the database: beyond it the node is not ready
 LEASE_MARGIN_S: Final = 2.0  # shards stop so long before the end, by the clock of the node
 SHARDS_ROLE: Final = "shards"
 NEWS_TICK_S: Final = 0.05  # news of this time leave together

@@ -33,9 +33,10 @@ import msgspec
 import psycopg
 
 from pylon import log, metrics
-from pylon.clock import Clock, RandomSource
+from pylon.clock import NS_PER_S, Clock, RandomSource
 from pylon.errors import PylonError, StoreUnavailable
 from pylon.storage.nodes import (
+    CLOCK_SKEW_S,
     DEAD_AFTER_S,
     HEARTBEAT_S,
     LEASE_MARGIN_S,
@@ -242,13 +243,19 @@ class PostgresNodes:
             self._lead_at_s = now_s + _LEAD_S
         elif self.leads:
             statements.append(registry.tidy())
+        asked_s = self._clock.wall_ns() / NS_PER_S
         results = session.pipeline(statements, timeout_s=_STATEMENT_S)
+        answered_s = self._clock.wall_ns() / NS_PER_S
         self._beat_at_s = now_s + HEARTBEAT_S
         self.others = registry.read_others(results[2])
         if tries_to_lead and results[-1].get_value(0, 0) == b"t":
             self.leads = True
             _log.info("nodes.leads", node=self.facts.name)
-        self._judge_name(session, has_row=results[0].ntuples > 0, has_holder=results[1].ntuples > 0)
+        has_row, has_holder = results[0].ntuples > 0, results[1].ntuples > 0
+        problem = self._judge_name(session, has_row=has_row, has_holder=has_holder)
+        if problem is None and has_row:
+            problem = _clock_problem(asked_s, float(results[0].get_value(0, 0) or 0), answered_s)
+        self.problem = problem
         if not self._has_shards:
             return
         if results[place].ntuples:
@@ -289,14 +296,16 @@ class PostgresNodes:
         """Forget the lock of a connection that is gone."""
         self.leads = False
 
-    def _judge_name(self, session: BlockingSession, *, has_row: bool, has_holder: bool) -> None:
+    def _judge_name(
+        self, session: BlockingSession, *, has_row: bool, has_holder: bool
+    ) -> str | None:
         if not has_row and not has_holder:  # somebody has removed the row, or restored the database
             session.pipeline([registry.register(self.facts)], timeout_s=_STATEMENT_S)
         taken = not has_row and has_holder
         if taken and self.problem is None:
             _log.error("nodes.name_taken", node=self.facts.name,
                        hint="two servers have one name: set another PYLON_NODE for one of them")
-        self.problem = f"another node has the name {self.facts.name}" if taken else None
+        return f"another node has the name {self.facts.name}" if taken else None
 
     def _flush(self, session: BlockingSession) -> None:
         """Send the queued news, if it is time.
@@ -371,3 +380,15 @@ class PostgresNodes:
             pause_s = min(pause_s, LEASE_RETRY_S)
         self._failures += 1
         self._retry_at_s = self._clock.monotonic_s() + pause_s
+
+
+def _clock_problem(asked_s: float, database_s: float, answered_s: float) -> str | None:
+    """Compare the clocks: sessions end by the node's, leases and events have the database's."""
+    ahead_s = max(asked_s - database_s, 0.0) or min(answered_s - database_s, 0.0)
+    if abs(ahead_s) <= CLOCK_SKEW_S:
+        return None
+    way = "ahead of" if ahead_s > 0 else "behind"
+    return (
+        f"the clock of this machine is {abs(ahead_s):.0f} s {way} the database's: let chrony or "
+        "systemd-timesyncd keep the time on both machines"
+    )

@@ -36,7 +36,7 @@ _REGISTER: Final = """
         END"""
 _BEAT: Final = (
     "UPDATE _pylon_nodes SET seen_at = clock_timestamp() WHERE node = $1 AND incarnation = $2 "
-    "RETURNING 1"
+    "RETURNING extract(epoch FROM seen_at)"
 )
 # A crash of the server may not take a renewal back: others would claim too early.
 _DURABLE: Final = "SELECT set_config('synchronous_commit', 'on', true)"
