@@ -390,8 +390,6 @@ export const scenarios = {
     await stage.cut();
     a.insert("Item", stage.row(1)).catch(() => {});
     await new Promise(resolve => setTimeout(resolve, 300));
-    await stage.heal();
-    await stage.fault({ refuse: true });
     const other = await (await fetch(`${stage.direct}/api/auth/guest`, { method: "POST" })).json();
     await a.auth.use({ token: other.token, user_id: other.user_id });
     await until("another queue", () => a.outbox.pending.length === 0);

@@ -24,6 +24,7 @@ export interface Answer {
 export interface Credentials {
     /** The token of the Authorization header. */
     token(): string | null;
+    readonly userId: string | null;
     /** Whether the browser's cookies go along. */
     readonly usesCookies: boolean;
 }

@@ -245,7 +245,7 @@ export class Connection {
     this.#socket = socket;
     socket.binaryType = "arraybuffer";
     this.#timer = this.env.setTimeout(() => {
-      if (epoch === this.#epoch) this.#failed(new PylonError("TIMEOUT", `The WebSocket did not open within ${OPEN_MS / 1000} s`));
+      if (epoch === this.#epoch) this.#failed(new PylonError("TIMEOUT", "The WebSocket did not open"));
     }, OPEN_MS);
     socket.onopen = () => {
       this.env.clearTimeout(this.#timer);
@@ -330,7 +330,7 @@ export class Connection {
 
   #ping(epoch: number, wait_ms: number): void {
     if (this.#unanswered >= UNANSWERED) {
-      this.#later(new PylonError("TIMEOUT", "The server did not answer two pings"), "connecting");
+      this.#later(new PylonError("TIMEOUT", "The server did not answer a ping"), "connecting");
       return;
     }
     if (this.env.isVisible()) {

@@ -2,8 +2,9 @@
  * The offline extension: replicas of whole entities, and an outbox that outlives the page, in
  * IndexedDB. `pylon({ offline: offline({ replica: ["Room"] }) })`.
  *
- * Each user has a database of their own. Rows and the cursor are written in one transaction, so a
- * stored replica is always that of one moment; one tab writes it. A write is stored before it is
+ * Each user has a database of their own. Rows are stored in buckets, by the last two digits of their
+ * ids. Buckets and the cursor are written in one transaction, so a stored replica is always that of one
+ * moment; one tab writes it. A write is stored before it is
  * sent. Without IndexedDB both live in memory. docs/clients/behaviour.md has the rules.
  */
 import { type ChangeStream, type Core, type Entry, type Environment, type Extension, type OutboxStorage, PylonError, type Row, type RowSource } from "./pylon.js";
@@ -29,7 +30,8 @@ interface PullPage {
 
 interface Meta { readonly cursor: number; readonly entities: string }
 interface StoredEntry { readonly order: number; readonly entry: Entry }
-type StoredRow = readonly [entity: string, row: Row];
+/** Rows of an entity, as JSON: reading 256 texts is faster than cloning 10,000 objects. */
+interface Bucket { readonly entity: string; readonly rows: string }
 
 const FLUSH_MS = 200;
 const ROWS = "rows";
@@ -129,7 +131,7 @@ class Replica implements RowSource, ChangeStream {
   #cursor: number | null = null;
   #rows = new Map<string, Map<string, Row>>();
   readonly #listeners = new Map<string, Set<() => void>>();
-  #dirty = new Map<string, StoredRow | null>(); // null: deleted
+  #dirty = new Set<string>(); // keys of buckets
   #isWhole = false; // the next flush writes all rows
   #isWriter = false;
   #isOpen = true;
@@ -215,9 +217,11 @@ class Replica implements RowSource, ChangeStream {
 
   async #load(): Promise<void> {
     const store = await this.store;
-    const [[meta], rows] = await Promise.all([store.all<Meta>(META), store.all<StoredRow>(ROWS)]);
+    const [[meta], buckets] = await Promise.all([store.all<Meta>(META), store.all<Bucket>(ROWS)]);
     if (meta?.entities !== this.entities.join(",")) return;
-    for (const [entity, row] of rows) this.#rows.get(entity)?.set(row.id, row);
+    for (const { entity, rows } of buckets) {
+      for (const row of JSON.parse(rows) as Row[]) this.#rows.get(entity)?.set(row.id, row);
+    }
     this.#cursor = meta.cursor;
     this.#tell(this.entities);
   }
@@ -227,8 +231,7 @@ class Replica implements RowSource, ChangeStream {
     if (!rows) return;
     if (kind === "delete") rows.delete(row_id);
     else if (data) rows.set(row_id, { ...(kind === "update" ? rows.get(row_id) : null), ...data, id: row_id });
-    const row = rows.get(row_id);
-    this.#dirty.set(`${entity}/${row_id}`, row ? [entity, row] : null);
+    this.#dirty.add(bucketOf(entity, row_id));
   }
 
   #changed(entities: Iterable<string>): void {
@@ -250,11 +253,19 @@ class Replica implements RowSource, ChangeStream {
     const dirty = this.#dirty;
     const isWhole = this.#isWhole;
     const meta: Meta = { cursor: this.#cursor, entities: this.entities.join(",") };
-    const puts: [string, unknown][] = isWhole
-      ? [...this.#rows].flatMap(([entity, rows]) => [...rows.values()].map((row): [string, unknown] => [`${entity}/${row.id}`, [entity, row]]))
-      : [...dirty].filter(([, row]) => row).map(([key, row]): [string, unknown] => [key, row]);
-    const deletes = isWhole ? [] : [...dirty].filter(([, row]) => !row).map(([key]) => key);
-    this.#dirty = new Map();
+    const buckets = new Map<string, { entity: string; rows: Row[] }>();
+    for (const [entity, rows] of this.#rows) {
+      for (const row of rows.values()) {
+        const key = bucketOf(entity, row.id);
+        if (!isWhole && !dirty.has(key)) continue;
+        const bucket = buckets.get(key);
+        if (bucket) bucket.rows.push(row);
+        else buckets.set(key, { entity, rows: [row] });
+      }
+    }
+    const puts = [...buckets].map(([key, { entity, rows }]): [string, Bucket] => [key, { entity, rows: JSON.stringify(rows) }]);
+    const deletes = [...dirty].filter(key => !buckets.has(key)); // their last row has gone
+    this.#dirty = new Set();
     this.#isWhole = false;
     try {
       await (await this.store).write([{ name: ROWS, puts, deletes }, { name: META, puts: [["meta", meta]] }], isWhole ? [ROWS] : []);
@@ -263,6 +274,8 @@ class Replica implements RowSource, ChangeStream {
     }
   }
 }
+
+const bucketOf = (entity: string, id: string): string => `${entity}/${id.slice(-2)}`;
 
 /** Make the extension. */
 export function offline(options: OfflineOptions = {}): Extension {

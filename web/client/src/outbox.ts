@@ -112,7 +112,7 @@ export class Outbox {
     const size = JSON.stringify(operations).length;
     if (this.#isClosed) throw new PylonError("CLOSED", "The client is closed", { retryable: false });
     if (this.#entries.length >= ENTRIES || this.#bytes + size > BYTES) {
-      throw new PylonError("QUEUE_FULL", `The outbox has ${this.#entries.length} writes; the server has to be reached first`, { retryable: false });
+      throw new PylonError("QUEUE_FULL", `The outbox has ${this.#entries.length} writes; it is full`, { retryable: false });
     }
     const done = new Promise<void>((resolve, reject) => this.#waiting.set(entry.id, { resolve, reject }));
     this.#bytes += size;
@@ -129,8 +129,9 @@ export class Outbox {
     this.#entries = [];
     this.#storage = storage;
     this.#isVerified = false;
+    this.#failures = 0;
     for (const entry of left) {
-      this.#waiting.get(entry.id)?.reject(new PylonError("CLOSED", "Another user has signed in before the write was sent", { retryable: false }));
+      this.#waiting.get(entry.id)?.reject(new PylonError("CLOSED", "Another user has signed in", { retryable: false }));
       this.#waiting.delete(entry.id);
       this.#changed(entry);
     }
@@ -187,10 +188,12 @@ export class Outbox {
         const storage = this.#storage;
         await Promise.all(batch.map(entry => this.#saved.get(entry.id)));
         for (const { id } of batch) this.#saved.delete(id);
-        if (storage && !await this.#verify()) return;
-        if (storage !== this.#storage) continue;
+        const isKnown = !storage || await this.#verify();
+        if (storage !== this.#storage) continue; // another user, another queue
+        if (!isKnown) return this.#again();
         const wereSent = batch.map(entry => entry.attempts++ > 0);
         await Promise.all(batch.map((entry, number) => wereSent[number] ? null : storage?.put(entry)));
+        if (storage !== this.#storage) continue;
         const kept = await (batch[0]?.mode === "push" ? this.#push(batch, wereSent) : this.#single(batch[0] as Entry));
         if (storage !== this.#storage) continue;
         this.#failures = kept ? this.#failures + 1 : 0;
@@ -217,6 +220,7 @@ export class Outbox {
     const { userId } = this.auth;
     if (this.#isVerified || !userId) return true;
     const me = await this.auth.me();
+    if (userId !== this.auth.userId) return false;
     this.#isVerified = me.user_id === userId || (await this.auth.refresh() && this.auth.userId === userId);
     return this.#isVerified;
   }

@@ -123,6 +123,7 @@ export class Pylon<S extends AnySchema = UntypedSchema> {
     this.#windows = new LiveWindows({ env, connection, requests, outbox, source: entity => this.#offline?.source(entity) ?? null });
     outbox.onRefused.add((error, entry) => this.#errors.emit(error, entry));
     connection.onOpen.add(() => outbox.wake(true));
+    this.auth.onChange((_, isSameUser) => { if (!isSameUser && !this.#offline) void outbox.use(null); });
     this.#offline?.attach({ env, requests, auth: this.auth, connection, outbox, name });
   }
 

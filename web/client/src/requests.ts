@@ -28,6 +28,7 @@ export interface Answer {
 export interface Credentials {
   /** The token of the Authorization header. */
   token(): string | null;
+  readonly userId: string | null;
   /** Whether the browser's cookies go along. */
   readonly usesCookies: boolean;
 }
@@ -57,6 +58,7 @@ export class Requests {
     if (body !== undefined && !isRaw) headers["Content-Type"] = "application/json";
     if (method !== "GET" && method !== "HEAD") headers["Idempotency-Key"] = options.key ?? randomHex(this.env, 16);
     const retries = options.retries ?? this.retries;
+    const { userId } = this.credentials();
     for (let attempt = 0; ; attempt++) {
       try {
         return await this.attempt(method, path, isRaw ? (body as BodyInit) : body === undefined ? undefined : JSON.stringify(body), headers, options);
@@ -66,6 +68,8 @@ export class Requests {
         const asked = error.retryAfter ?? 0;
         if (asked > LONGEST_RETRY_AFTER_S) throw error;
         await sleep(this.env, Math.max(wait, asked * 1000), options.signal).catch(reason => { throw aborted(reason); });
+        // What one user has begun is not sent as another.
+        if (userId !== this.credentials().userId) throw error;
       }
     }
   }

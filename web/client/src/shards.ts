@@ -106,7 +106,7 @@ export class Shard<S = unknown, I = unknown> {
       const { urls: { shards } } = await this.config();
       if (!this.#isOpen || this.#socket) return;
       const { WebSocket } = this.env;
-      if (!shards || !WebSocket) throw new PylonError("NOT_SUPPORTED", shards ? "This runtime has no WebSocket" : "The server runs no shards", { retryable: false });
+      if (!shards || !WebSocket) throw new PylonError("NOT_SUPPORTED", "There is no server of shards, or no WebSocket", { retryable: false });
       const sid = this.sid ?? this.auth.userId;
       if (!sid) throw new PylonError("AUTH_REQUIRED", "Sign in before you join a shard", { status: 401 });
       const token = this.auth.token();

@@ -47,3 +47,14 @@ test("Retry-After is kept", async () => {
   await app.call("GET", "/api/y");
   assert.ok(waits.includes(7000));
 });
+
+test("what one user has begun is not sent again as another", async () => {
+  const asked = [];
+  const app = pylon({
+    url: "http://x", store: "memory",
+    environment: { ...instant, fetch: async (_, init) => { asked.push(init.headers.Authorization); await app.auth.use({ token: "b", user_id: "bob" }); throw new TypeError("no network"); } },
+  });
+  await app.auth.use({ token: "a", user_id: "ann" });
+  await assert.rejects(app.call("POST", "/api/y", {}), error => error.code === "NETWORK");
+  assert.deepEqual(asked, ["Bearer a"]);
+});
