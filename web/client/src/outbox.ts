@@ -50,7 +50,6 @@ const BYTES = 50_000_000;
 const LIFT_MS = 10_000;
 const FIRST_DELAY_MS = 500;
 const LONGEST_DELAY_MS = 30_000;
-const KEPT_CODES = new Set(["RATE_LIMITED", "UNAVAILABLE", "WRITE_QUEUE_FULL", "WRITER_UNAVAILABLE", "STORE_UNAVAILABLE"]);
 
 export class Outbox {
   /** The set of operations has changed: rows have to be shown anew. */
@@ -118,7 +117,8 @@ export class Outbox {
     this.#bytes += size;
     this.#entries.push(entry);
     this.#changed(entry);
-    if (this.#storage) this.#saved.set(entry.id, this.#storage.put(entry));
+    // A write that cannot be stored is refused: the disk is full.
+    if (this.#storage) this.#saved.set(entry.id, this.#storage.put(entry).catch(error => this.#refuse(entry, error, false)));
     this.wake();
     return done;
   }
@@ -188,6 +188,7 @@ export class Outbox {
         const storage = this.#storage;
         await Promise.all(batch.map(entry => this.#saved.get(entry.id)));
         for (const { id } of batch) this.#saved.delete(id);
+        if (!batch.every(entry => this.#entries.includes(entry))) continue;
         const isKnown = !storage || await this.#verify();
         if (storage !== this.#storage) continue; // another user, another queue
         if (!isKnown) return this.#again();
@@ -235,13 +236,12 @@ export class Outbox {
     const answer = await this.requests.call<{ results: { status: string; seq: number; error?: unknown }[] }>(
       "POST", "/api/sync/push", { changes, client_id: this.#clientId },
     );
-    let isKept = answer.results.length < batch.length;
+    const isKept = answer.results.length < batch.length; // a rate interrupted them
     for (const [number, result] of answer.results.entries()) {
       const entry = batch[number] as Entry;
       const error = result.status === "error" ? errorOf(result.error, { retryable: false }) : null;
       if (!error) await this.#acknowledge(entry, [result.seq]);
       else if (error.code === "OPTIMISTIC_ID_CONFLICT" && wereSent[number]) await this.#acknowledge(entry, [0]); // ours: the first answer was lost
-      else if (KEPT_CODES.has(error.code)) isKept = true;
       else await this.#refuse(entry, error);
     }
     return isKept;
@@ -283,10 +283,10 @@ export class Outbox {
     this.#waiting.delete(entry.id);
   }
 
-  async #refuse(entry: Entry, error: PylonError): Promise<void> {
-    if (this.#storage) {
+  async #refuse(entry: Entry, error: PylonError, isKept = this.#storage !== null): Promise<void> {
+    if (isKept) {
       entry.refusal = { code: error.code, message: error.message, hint: error.hint };
-      await this.#storage.put(entry);
+      await this.#storage?.put(entry);
       this.#changed(entry);
     } else await this.#remove(entry);
     this.onRefused.emit(error, entry);
