@@ -177,7 +177,8 @@ class FaultProxy:
                 reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
                 target: tuple[str, int] = target,
             ) -> None:
-                await self._serve(target, reader, writer)
+                with contextlib.suppress(asyncio.CancelledError):  # the proxy ends
+                    await self._serve(target, reader, writer)
 
             server = await asyncio.start_server(serve, "127.0.0.1", port)
             self._servers.append(server)

@@ -50,6 +50,9 @@ class AsyncWake:
     def set(self) -> None:
         self.event.set()
 
+    def close(self) -> None:
+        """Nothing is to be released."""
+
 
 class AsyncChannel:
     """An open connection. A read that was not finished in time goes on in the next call."""

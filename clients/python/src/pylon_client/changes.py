@@ -16,7 +16,7 @@ Called by both shells.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -24,7 +24,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from pylon_client.addresses import read_addresses, websocket_url, with_parameters
-from pylon_client.effects import Deliver, EffectFailed, Pause, Request, Steps
+from pylon_client.effects import Deliver, EffectFailed, Pause, Request, Steps, Wake
 from pylon_client.entities import Entity, encode
 from pylon_client.errors import (
     APIConnectionError,
@@ -89,7 +89,10 @@ _PAGE: Final = msgspec.json.Decoder(_Page)
 class Feed(Generic[T]):
     """The state of one stream of changes."""
 
-    def __init__(self, core: Core, since: int | None, entities: Sequence[Entity[T]]) -> None:
+    def __init__(
+        self, core: Core, since: int | None, entities: Sequence[Entity[T]],
+        make_wake: Callable[[], Wake],
+    ) -> None:
         """
         Args:
             since: the cursor; 0: a snapshot first; None: from now on.
@@ -101,18 +104,32 @@ class Feed(Generic[T]):
         self._plain: Entity[Any] = Entity("", dict[str, Any])
         self.cursor = since
         self._ladder = Ladder()
+        self._make_wake = make_wake
+        self._wake: Wake | None = None
 
     def run(self) -> Steps[None]:
-        """Deliver changes for ever.
+        """Deliver changes until the client closes.
 
         Raises:
+            ClosedError: the client is closed.
             ResyncRequired: the log no longer reaches back to the cursor.
             APIStatusError: the server refuses a pull for good.
             SocketRefused: the server closes the socket for good.
         """
+        lifetime = self._core.lifetime
+        wake = self._wake = self._make_wake()
+        lifetime.add(wake)
+        try:
+            yield from self._run()
+        finally:
+            lifetime.remove(wake)
+            wake.close()
+
+    def _run(self) -> Steps[None]:
         if self.cursor is None:
             self.cursor = yield from self._find_head()
         while True:
+            self._core.lifetime.check()
             # Only a pull says whether the log reaches back to the cursor.
             yield from self._pull()
             transport = self._ladder.next_transport()
@@ -136,7 +153,7 @@ class Feed(Generic[T]):
                 self._ladder.note_ended()
             else:
                 self._ladder.note_failed()
-            yield Pause(self._ladder.pause_s())
+            yield Pause(self._ladder.pause_s(), self._wake)
 
     # --- One transport each -------------------------------------------------------------------
 
@@ -144,10 +161,11 @@ class Feed(Generic[T]):
         """Deliver what a WebSocket sends. Return whether it had opened."""
         url = websocket_url(self._core, urls, self._ladder.failures)
         url = with_parameters(url, {"since": self.cursor, "entities": self._names})
-        socket = yield from open_socket(url, token)
+        socket = yield from open_socket(url, token, self._wake)
         self._ladder.note_opened()
         try:
             while True:
+                self._core.lifetime.check()
                 messages = yield from socket.read()
                 changes = self._take([message.data for message in messages])
                 if changes:
@@ -177,10 +195,11 @@ class Feed(Generic[T]):
             return False
         url = with_parameters(urls["sse"], {"since": self.cursor, "entities": self._names})
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        stream = yield from open_events(url, headers)
+        stream = yield from open_events(url, headers, self._wake)
         self._ladder.note_opened()
         try:
             while not self._ladder.is_websocket_due:
+                self._core.lifetime.check()
                 changes = self._take((yield from stream.read(_LONGEST_POLL_S)))
                 if changes:
                     yield Deliver(changes)
@@ -195,7 +214,7 @@ class Feed(Generic[T]):
         wait_s = _FIRST_POLL_S
         self._ladder.note_opened()
         while not self._ladder.is_websocket_due:
-            yield Pause(wait_s)
+            yield Pause(wait_s, self._wake)
             before = self.cursor
             yield from self._pull()
             wait_s = min(wait_s * 1.5, _LONGEST_POLL_S) if self.cursor == before else _FIRST_POLL_S
@@ -214,7 +233,7 @@ class Feed(Generic[T]):
                 if isinstance(error, APIStatusError) and not may_pass(error):
                     raise
                 log.info("changes.pull_failed error=%s", error)
-                yield Pause(self._ladder.pause_s())
+                yield Pause(self._ladder.pause_s(), self._wake)
                 continue
             try:
                 page = _PAGE.decode(answer.content)

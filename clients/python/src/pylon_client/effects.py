@@ -35,6 +35,8 @@ class Wake(Protocol):
 
     def set(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Channel(Protocol):
     """An open byte stream of a shell. The core only hands it back."""

@@ -134,6 +134,8 @@ class Link:
             self._is_closed = True
             self._fail_all(ClosedError("the client is closed"))
             self.wake.set()
+            if not self._is_running:
+                self.wake.close()
 
     def note_token(self) -> None:
         """The session has another token; the socket takes it over."""
@@ -187,6 +189,8 @@ class Link:
         with self.lock:
             if self._is_closed or not (self._windows or self._rooms):
                 self._is_running = False
+                if self._is_closed:
+                    self.wake.close()
                 return True
             return False
 

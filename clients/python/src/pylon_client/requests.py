@@ -15,6 +15,7 @@ Invariant: a token is never logged. Called by all operations of the core.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,13 +23,14 @@ from typing import Any, Final
 
 import msgspec
 
-from pylon_client.effects import Answer, AskToken, EffectFailed, Pause, Request, Send, Steps
+from pylon_client.effects import Answer, AskToken, EffectFailed, Pause, Request, Send, Steps, Wake
 from pylon_client.entities import encode
 from pylon_client.errors import (
     APIConnectionError,
     APIError,
     APIStatusError,
     APITimeoutError,
+    ClosedError,
     status_error,
 )
 from pylon_client.options import Options, Token, log
@@ -73,19 +75,51 @@ class Session:
         )
 
 
+class Lifetime:
+    """Whether a client is closed, and how to wake those who wait when it closes."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._wakes: list[Wake] = []
+        self._lock = threading.Lock()
+
+    def add(self, wake: Wake) -> None:
+        """Wake this one when the client closes."""
+        with self._lock:
+            self._wakes.append(wake)
+
+    def remove(self, wake: Wake) -> None:
+        """Wake this one no longer."""
+        with self._lock:
+            self._wakes.remove(wake)
+
+    def close(self) -> None:
+        """Close, and wake everybody."""
+        with self._lock:
+            self.is_closed = True
+            for wake in self._wakes:
+                wake.set()
+
+    def check(self) -> None:
+        """Raises: ClosedError: the client is closed."""
+        if self.is_closed:
+            raise ClosedError("the client is closed")
+
+
 class Core:
-    """What the operations of a client share: its options and its session."""
+    """What the operations of a client share: its options, its session and its end."""
 
-    __slots__ = ("addresses", "options", "session")
+    __slots__ = ("addresses", "lifetime", "options", "session")
 
-    def __init__(self, options: Options, session: Session) -> None:
+    def __init__(self, options: Options, session: Session, lifetime: Lifetime) -> None:
         self.options = options
         self.session = session
+        self.lifetime = lifetime
         self.addresses: Mapping[str, str] | None = None  # of `GET /api/client-config`
 
     def with_options(self, **changed: Any) -> Core:
-        """Return a core with other options and the same session."""
-        return Core(replace(self.options, **changed), self.session)
+        """Return a core with other options, and the same session and end."""
+        return Core(replace(self.options, **changed), self.session, self.lifetime)
 
 
 def current_token(core: Core, *, anew: bool = False) -> Steps[str | None]:
@@ -135,6 +169,7 @@ def perform(core: Core, request: Request, *, with_refresh: bool = True) -> Steps
     has_asked = False
     tries = 0
     while True:
+        core.lifetime.check()
         token = (
             (yield from current_token(core)) if with_refresh else core.session.token
         )

@@ -126,8 +126,18 @@ class ShardLink:
 
     def run(self) -> Steps[None]:
         """Keep the connection until it is closed or ends for good."""
+        self._core.lifetime.add(self.wake)
+        try:
+            yield from self._run()
+        finally:
+            self._core.lifetime.remove(self.wake)
+            with self.lock:
+                self._fail(ClosedError("the client is closed"))
+                self.wake.close()
+
+    def _run(self) -> Steps[None]:
         failures = 0
-        while self.error is None:
+        while self.error is None and not self._core.lifetime.is_closed:
             has_opened = False
             try:
                 has_opened = yield from self._serve(failures)
@@ -162,7 +172,7 @@ class ShardLink:
             with self.lock:
                 self.is_open = True
                 self.notify()
-            while not self._is_closed:
+            while not (self._is_closed or self._core.lifetime.is_closed):
                 with self.lock:
                     texts = [*self._outbox]
                     self._outbox.clear()

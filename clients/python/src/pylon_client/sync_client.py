@@ -25,7 +25,7 @@ from pylon_client.options import (
     set_up_log,
 )
 from pylon_client.queries import Query
-from pylon_client.requests import Core, Session, decode, send_json
+from pylon_client.requests import Core, Lifetime, Session, decode, send_json
 from pylon_client.sync_files import Admin, Files
 from pylon_client.sync_live import Room
 from pylon_client.sync_rows import Rows
@@ -57,9 +57,8 @@ class Pylon:
     ) -> None:
         set_up_log()
         options = Options(read_url(url), timeout, max_retries, dict(default_headers or {}))
-        self._set_up(
-            SyncShell(http_client, ssl_context), Core(options, Session(read_token(token))), None
-        )
+        core = Core(options, Session(read_token(token)), Lifetime())
+        self._set_up(SyncShell(http_client, ssl_context), core, None)
 
     def _set_up(self, shell: SyncShell, core: Core, link: Link | None) -> None:
         self._shell = shell
@@ -80,7 +79,8 @@ class Pylon:
         self.close()
 
     def close(self) -> None:
-        """End windows and rooms, and close all connections."""
+        """End windows, rooms, shards and streams, and close all connections."""
+        self._core.lifetime.close()
         self._link.close()
         self._shell.close()
 
@@ -146,7 +146,8 @@ class Pylon:
         Raises:
             ResyncRequired: the log no longer reaches back; begin with 0.
         """
-        feed: Feed[Any] = Feed(self._core, since, [entity_of(each) for each in entities])
+        named = [entity_of(each) for each in entities]
+        feed: Feed[Any] = Feed(self._core, since, named, SyncWake)
         return self._shell.iterate(feed.run())
 
     def room(self, name: str, data: Any = None) -> Room:

@@ -58,6 +58,11 @@ class SyncWake:
         with contextlib.suppress(BlockingIOError, OSError):  # full: it is set already
             self._writer.send(b"\x00")
 
+    def close(self) -> None:
+        """Release the sockets. Nobody may wait for it any more."""
+        self._reader.close()
+        self._writer.close()
+
     def fileno(self) -> int:
         return self._reader.fileno()
 
