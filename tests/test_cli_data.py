@@ -116,3 +116,24 @@ def test_portions_keep_the_numbers_of_lines(tmp_path: Path) -> None:
     assert [len(numbers) for numbers, _ in portions] == [5_000, 5_000, 667]
     for numbers, body in portions:
         assert [int(line) for line in body.split(b"\n")] == numbers
+
+
+def test_data_verbs_read_and_write_rows(server: PylonServer) -> None:
+    def data(*args: str) -> str:
+        done = server.ctl("data", *args)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    row_id = data("insert", "Tick", json.dumps(tick(1)))
+    data("insert", "Tick", json.dumps(tick(2)))
+    assert json.loads(data("get", "Tick", row_id))["n"] == 1
+    assert data("update", "Tick", row_id, '{"n": 7}') == f"Tick {row_id} is updated"
+    found = data("list", "Tick", "--filter", '{"n": {"$gt": 1}}', "--order", '{"n": "desc"}')
+    assert [json.loads(line)["n"] for line in found.splitlines()] == [7, 2]
+    assert data("delete", "Tick", row_id) == f"Tick {row_id} is deleted"
+    gone = server.ctl("data", "get", "Tick", row_id, "--json")
+    assert (gone.returncode, json.loads(gone.stdout)["error"]["code"]) == (1, "NOT_FOUND")
+    wrong = server.ctl("data", "list", "Tick", "--filter", "[]")
+    assert (wrong.returncode, "--filter must be a JSON object" in wrong.stderr) == (1, True)
+    watched = data("watch", "Tick", "--since", "1", "--count", "2")
+    assert [json.loads(line)["kind"] for line in watched.splitlines()] == ["insert", "update"]

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.runtime", "pylon.private_folders", "pylon.admission", "pylon.round_robin",
         "pylon.control", "pylon.body_types", "pylon.key_scopes",
         "pylon.trace_context", "pylon.clientjs", "pylon.nearest_names", "pylon.dsl",
+        "pylon.client",
     ),
     # Settings, and the folder of the data.
     (

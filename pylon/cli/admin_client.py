@@ -5,8 +5,8 @@ any client: it checks the values, logs the changes and publishes them.
 
 Invariants: an error response of the server is raised as the `PylonError` that the server raised.
 Only `send` tries again, because its idempotency key makes a repetition harmless. A request waits
-at most `_TIMEOUT_S` for the next bytes. Called by the verbs `seed`, `export`, `import` and
-`shards`.
+at most `_TIMEOUT_S` for the next bytes. Called by the verbs `seed`, `data`, `export`,
+`import` and `shards`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # nosec B104 # it connects,
 class AdminClient:
     """One connection to the server. A context manager; not thread-safe."""
 
-    def __init__(self, config: Config, token: str | None) -> None:
+    def __init__(self, config: Config, token: str | None, role: str = "http") -> None:
         """
         Args:
             token: replaces PYLON_ADMIN_TOKEN.
+            role: whose port it connects to.
 
         Raises:
             NotRunning: no server runs on this data directory.
             AuthRequired: neither the argument nor the setting has a token.
         """
-        port = require_running(config).ports.get("http")
+        port = require_running(config).ports.get(role)
         if port is None:
             raise NotRunning(
-                "the node of this data directory serves no HTTP (PYLON_ROLES)",
-                hint="run the command on a node with the role http",
+                f"the node of this data directory does not have the role {role} (PYLON_ROLES)",
+                hint=f"run the command on a node with the role {role}",
             )
         token = token or config.admin_token
         if not token:
@@ -114,9 +115,14 @@ class AdminClient:
             raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
 
     def stream_lines(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], *,
+        is_endless: bool = False,
     ) -> Iterator[bytes]:
         """Yield the lines of a streamed response as they arrive, without line ends.
+
+        Args:
+            is_endless: the response is a stream of events: a line is yielded at once, and an end
+                without an error is a cut.
 
         Raises:
             PylonError: the error that the server returned, before the first line.
@@ -126,12 +132,15 @@ class AdminClient:
         rest = b""
         try:
             # `readline` would return normally where the connection was cut.
-            while piece := answer.read(_PIECE_BYTES):
+            read = answer.read1 if is_endless else answer.read
+            while piece := read(_PIECE_BYTES):
                 *whole, rest = (rest + piece).split(b"\n")
                 yield from whole
         except (OSError, http.client.HTTPException) as ex:
             self._conn.close()
             raise Unavailable(f"the server's answer was cut off: {ex!r}") from ex
+        if is_endless:
+            raise Unavailable("the server ended the stream")
         if rest:
             raise Unavailable("the server's answer was cut off in a line")
 
