@@ -165,7 +165,7 @@ class Link:
                     log.info("link.failed transport=%s error=%s", transport.value, ex)
                     if isinstance(ex, APIStatusError) and not may_pass(ex):
                         self._fail_all(ex)
-                self._lose()
+                self._lose(has_opened)
                 if has_opened:
                     self._ladder.note_ended()
                     if self._ladder.is_websocket_due:
@@ -454,13 +454,13 @@ class Link:
 
     # --- Ends ---------------------------------------------------------------------------------
 
-    def _lose(self) -> None:
+    def _lose(self, has_opened: bool) -> None:
         with self.lock:
             self._is_open = False
             self.transport = None
             self._outbox.clear()
             for window in self._windows.values():
-                window.lose()
+                window.lose(is_reachable=has_opened)
             for room in self._rooms.values():
                 room.lose()
 

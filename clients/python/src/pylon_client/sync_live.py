@@ -62,7 +62,7 @@ class LiveWindow(Generic[T]):
 
     @property
     def state(self) -> State:
-        """loading, live, stale (being read anew), offline, or error."""
+        """loading, live, stale (the connection was lost), offline (no server), or error."""
         return self._window.state
 
     @property

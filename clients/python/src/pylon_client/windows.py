@@ -171,10 +171,14 @@ class Window(Generic[T]):
         if self.state != "loading":
             self._set_state("stale")
 
-    def lose(self) -> None:
-        """The connection has ended; the rows may be old."""
-        if self.state in ("live", "stale", "loading"):
-            self._set_state("offline" if self.is_complete else "loading")
+    def lose(self, *, is_reachable: bool) -> None:
+        """The connection has ended; the rows may be old.
+
+        Args:
+            is_reachable: it had opened; otherwise the server could not be reached.
+        """
+        if self.is_complete and self.state != "error":
+            self._set_state("stale" if is_reachable else "offline")
         if self.more_answer is None:
             self.more_error = SocketRefused(
                 {"code": "CONNECTION_LOST", "message": "the connection ended before the answer"}
