@@ -99,7 +99,7 @@ async def test_a_transaction_is_carried_out_as_a_whole_or_not_at_all(make, url: 
             async with entered(app.transaction()) as t:
                 t.update(old, title="oldest")
                 t.insert(Task, titel="misspelt")
-        assert failed.value.operation == 1
+        assert (failed.value.operation, failed.value.code) == (1, "INVALID_COLUMN")
         with pytest.raises(ZeroDivisionError):
             async with entered(app.transaction()) as t:
                 t.delete(old)

@@ -198,8 +198,9 @@ def _transaction_error(error: BadRequestError) -> BadRequestError:
     except msgspec.DecodeError:
         return error
     number = len(results) - 1
-    said = results[-1].get("error") if results else None
-    body = encode({"error": {"code": "TRANSACTION_FAILED", "message": said}})
+    refused = results[-1] if results else {}
+    code = refused.get("code", "TRANSACTION_FAILED")  # not every server names it
+    body = encode({"error": {"code": code, "message": refused.get("error")}})
     failed = TransactionFailed(
         error.status, error.headers, body, f"operation {number} of the transaction",
     )
