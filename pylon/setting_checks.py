@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pylon.errors import StartRefused
 from pylon.roles import PORT_BY_ROLE
+from pylon.setting_values import ANDROID_ORIGIN
 
 if TYPE_CHECKING:
     from pylon.config import Config
@@ -170,9 +171,15 @@ def _passkey_problems(config: Config) -> Iterator[str]:
                 "the pages that use passkeys, or unset it"
             )
         return
-    hosts = [urlsplit(origin).hostname or "" for origin in config.webauthn_origin]
-    domain = config.webauthn_rp_id or hosts[0]
-    for origin, host in zip(config.webauthn_origin, hosts, strict=True):
+    pages = [each for each in config.webauthn_origin if not each.startswith(ANDROID_ORIGIN)]
+    hosts = [urlsplit(origin).hostname or "" for origin in pages]
+    domain = config.webauthn_rp_id or (hosts[0] if hosts else None)
+    if domain is None:
+        yield (
+            "PYLON_WEBAUTHN_ORIGIN names Android apps only: set PYLON_WEBAUTHN_RP_ID to the domain "
+            "that their passkeys belong to"
+        )
+    for origin, host in zip(pages, hosts, strict=True):
         is_local = host == "localhost" or host.endswith(".localhost")
         if origin in ("*", "null") or not (origin.startswith("https://") or is_local):
             yield (

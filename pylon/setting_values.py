@@ -27,6 +27,8 @@ Parser = Callable[[str], Any]
 
 _COLOUR: Final = re.compile(r"#[0-9a-fA-F]{6}")
 _KEPT_MAX: Final = 10_000
+ANDROID_ORIGIN: Final = "android:apk-key-hash:"  # how the origin of an Android app begins
+_APK_HASH: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _RATE_MAX: Final = 1_000_000
 # The rates of sign-in (`workers.identity.rates`) without a setting of their own.
 SIGN_IN_RATES: Final = (
@@ -221,6 +223,23 @@ def origin(raw: str) -> str:
 def origins(raw: str) -> tuple[str, ...]:
     """Return the origins of a comma list."""
     return tuple(origin(part) for part in raw.split(",") if part.strip())
+
+
+def passkey_origins(raw: str) -> tuple[str, ...]:
+    """Return the origins of a comma list of pages, and of Android apps as
+    `android:apk-key-hash:<SHA-256 of the certificate>`."""
+    found = []
+    for part in (part.strip() for part in raw.split(",") if part.strip()):
+        if not part.startswith(ANDROID_ORIGIN):
+            found.append(origin(part))
+        elif _APK_HASH.fullmatch(part.removeprefix(ANDROID_ORIGIN)):
+            found.append(part)
+        else:
+            raise ValueError(
+                f"{part!r}: expected {ANDROID_ORIGIN} and the SHA-256 of the app's certificate as "
+                "base64url, which has 43 characters"
+            )
+    return tuple(found)
 
 
 def words(raw: str) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from pylon.setting_values import (
     native_callbacks,
     node_name,
     origins,
+    passkey_origins,
     rate_limits,
     region_name,
     role_names,
@@ -260,10 +261,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Send the session cookie over TLS only.", dev_default="false"),
     Setting("PYLON_COOKIE_SAME_SITE", "cookie_same_site", _choice("lax", "strict", "none"), "lax",
             "SameSite attribute of the session cookie; none forces Secure."),
-    Setting("PYLON_WEBAUTHN_ORIGIN", "webauthn_origin", origins, "",
+    Setting("PYLON_WEBAUTHN_ORIGIN", "webauthn_origin", passkey_origins, "",
             "Comma list of the origins of the pages that use passkeys, e.g. "
-            "https://app.example.com. Without it there are none; in dev mode pages of localhost "
-            "use them."),
+            "https://app.example.com, and of Android apps, as android:apk-key-hash:<hash>. Without "
+            "it there are none; in dev mode pages of localhost use them."),
     Setting("PYLON_WEBAUTHN_RP_ID", "webauthn_rp_id", cookie_domain, None,
             "Domain that passkeys belong to: that of all these origins, or one above it. Default: "
             "the host of the first origin. Passkeys do not survive its change."),

@@ -73,6 +73,20 @@ def test_a_person_adds_a_passkey_and_signs_in_with_it_alone(
 
         page.command("Network.enable")
         page.command("Network.clearBrowserCookies")
+        # The passkey is offered in the field of the address, and the simulated person takes it.
+        page.run(f"location.href = {json.dumps(f'{base}/auth/?next=/api/auth/session')}")
+        page.wait("the offer was taken", "location.pathname === '/api/auth/session'")
+        assert json.loads(page.run("document.body.innerText"))["session"]["user_id"] == (
+            made["user_id"]
+        )
+        assert page.console == []
+
+        # A browser that offers none has the button.
+        page.command("Page.enable")
+        page.command("Page.addScriptToEvaluateOnNewDocument", {
+            "source": "delete PublicKeyCredential.isConditionalMediationAvailable",
+        })
+        page.command("Network.clearBrowserCookies")
         page.run(f"location.href = {json.dumps(f'{base}/auth/?next=/api/auth/me')}")
         page.wait("the page", IS_PAGE)
         press_passkey(page)

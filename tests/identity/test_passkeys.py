@@ -34,6 +34,9 @@ def stage(tmp_path: Path) -> Iterator[ApiStage]:
         yield made
 
 
+ANDROID = "android:apk-key-hash:" + "q" * 43
+
+
 def account(stage: ApiStage, email: str = "ada@example.com") -> tuple[str, str]:
     """The token of a new account with a password, and its user id."""
     made = stage.call(
@@ -350,6 +353,8 @@ def test_in_dev_mode_pages_of_localhost_use_passkeys(tmp_path: Path) -> None:
     ("https://badexample.com", "example.com", "not within example.com"),
     ("*", None, "https only"),
     (None, "example.com", "without PYLON_WEBAUTHN_ORIGIN"),
+    (ANDROID, None, "Android apps only"),
+    ("android:apk-key-hash:abc", None, "43 characters"),
 ])
 def test_origins_that_browsers_would_refuse_are_refused_at_the_start(
     origins: str | None, domain: str | None, part: str
@@ -374,6 +379,19 @@ def test_several_origins_share_the_domain_above_them(tmp_path: Path) -> None:
         assert register(stage, token, key).status_code == 200
         answer = key.answer(options(stage), origin="https://www.example.com")
         assert sign_in(stage, answer).status_code == 200
+
+
+def test_an_android_app_uses_the_passkeys_of_the_domain(tmp_path: Path) -> None:
+    environ = {
+        "PYLON_WEBAUTHN_ORIGIN": f"{ANDROID}, https://app.example.com",
+    }
+    with serve_api(tmp_path, sign_in_app(), environ) as stage:
+        token, _ = account(stage)
+        key = SoftPasskey()
+        assert register(stage, token, key, origin=ANDROID).status_code == 200
+        assert sign_in(stage, key.answer(options(stage), origin=ANDROID)).status_code == 200
+        other = ANDROID[:-1] + "A"
+        assert code_of(sign_in(stage, key.answer(options(stage), origin=other)))[0] == 401
 
 
 # --- The sign-in page ----------------------------------------------------------------------

@@ -45,6 +45,7 @@ from webauthn.helpers.structs import (
 from pylon.config import Config
 from pylon.errors import PasskeyRegisterFailed, PasskeyVerifyFailed, WebauthnNotConfigured
 from pylon.limits import PASSKEY_CHALLENGE_S
+from pylon.setting_values import ANDROID_ORIGIN
 
 _ALGORITHMS: Final = [
     COSEAlgorithmIdentifier.ECDSA_SHA_256, COSEAlgorithmIdentifier.EDDSA,
@@ -117,8 +118,11 @@ def relying_party(config: Config) -> RelyingParty:
         WebauthnNotConfigured
     """
     if config.webauthn_origin:
-        first = config.webauthn_origin[0].partition("://")[2].partition(":")[0]
-        return RelyingParty(config.webauthn_rp_id or first, config.webauthn_origin)
+        hosts = [
+            each.partition("://")[2].partition(":")[0] for each in config.webauthn_origin
+            if not each.startswith(ANDROID_ORIGIN)
+        ]
+        return RelyingParty(config.webauthn_rp_id or hosts[0], config.webauthn_origin)
     if config.dev_mode:
         return RelyingParty(config.webauthn_rp_id or "localhost", (), takes_localhost=True)
     raise WebauthnNotConfigured(

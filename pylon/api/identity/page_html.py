@@ -23,7 +23,7 @@ from pylon.auth.origin import origin_of
 FieldKind = Literal["email", "password", "new-password", "name", "code", "check", "hidden"]
 
 _INPUTS: Final[dict[FieldKind, str]] = {
-    "email": 'type="email" autocomplete="username" maxlength="320" required',
+    "email": 'type="email" autocomplete="username webauthn" maxlength="320" required',
     "password": 'type="password" autocomplete="current-password" required',
     "new-password": 'type="password" autocomplete="new-password" required',
     "name": 'type="text" autocomplete="name" maxlength="200"',

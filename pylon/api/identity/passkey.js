@@ -1,6 +1,7 @@
 // The button for passkeys on the sign-in page: asks this server for a challenge, lets the browser
-// answer it, and sends the answer as a form. Without this script the page works as before: the
-// button then stays hidden.
+// answer it, and sends the answer as a form. A browser that can also offers passkeys among what it
+// fills into the field of the address. Without this script the page works as before: the button
+// then stays hidden.
 "use strict";
 
 (() => {
@@ -27,7 +28,7 @@
     shown.textContent = text;
   };
 
-  const ask = async () => {
+  const ask = async (options) => {
     const answer = await fetch(form.dataset.begin, {method: "POST"});
     const body = await answer.json();
     if (!answer.ok) {
@@ -36,6 +37,7 @@
     const found = await navigator.credentials.get({
       publicKey: {...body.options, challenge: toBytes(body.options.challenge),
                   allowCredentials: []},
+      ...options,
     });
     const {clientDataJSON, authenticatorData, signature, userHandle} = found.response;
     return {
@@ -51,6 +53,7 @@
     event.preventDefault();
     const button = form.querySelector("button");
     button.disabled = true;
+    stopOffer();
     try {
       form.elements.credential.value = JSON.stringify(await ask());
       form.submit();
@@ -59,7 +62,45 @@
       showError(wasCancelled ? "No passkey was used. Try again, or sign in in another way."
         : error.message);
       button.disabled = false;
+      startOffer();
     }
   });
   form.hidden = false;
+
+  // The offer beside the field of the address. A challenge ends after five minutes, so another one
+  // takes its place before; a page that nobody looks at asks for none. The offer is silent: what
+  // goes wrong with it leaves the button and the other forms.
+  const RENEW_MS = 240_000;
+  let stopOffer = () => {};
+
+  const offer = async () => {
+    const stop = new AbortController();
+    const timer = setTimeout(() => stop.abort(), RENEW_MS);
+    stopOffer = () => {
+      clearTimeout(timer);
+      stopOffer = () => {};
+      stop.abort("the button is used");
+    };
+    try {
+      form.elements.credential.value = JSON.stringify(
+        await ask({mediation: "conditional", signal: stop.signal}));
+      form.submit();
+    } catch (error) {
+      if (error.name === "AbortError" && document.visibilityState === "visible") {
+        offer();
+      } else if (error.name === "AbortError") {
+        document.addEventListener("visibilitychange", offer, {once: true});
+      }
+    }
+  };
+
+  const startOffer = async () => {
+    const field = document.querySelector("input[autocomplete~=webauthn]");
+    const asks = PublicKeyCredential.isConditionalMediationAvailable;
+    if (field && asks && await asks.call(PublicKeyCredential)) {
+      offer();
+    }
+  };
+
+  startOffer();
 })();
