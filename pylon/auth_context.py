@@ -18,7 +18,8 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
     """The facts about a caller that a policy may use.
 
     `api_key_scopes` are the scopes of its API key or JWT; None: all, or it has neither. A
-    `readonly` caller changes nothing.
+    `readonly` caller changes nothing. `needs_totp`: the caller's role in the organisation is left
+    out until the user has an authenticator app.
     """
 
     user_id: str | None = None
@@ -29,6 +30,7 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
     api_key_id: str | None = None
     api_key_scopes: str | None = None
     readonly: bool = False
+    needs_totp: bool = False
 
     @property
     def identity(self) -> str:
@@ -53,6 +55,8 @@ class AuthContext(msgspec.Struct, frozen=True, array_like=True):
             out["api_key_scopes"] = self.api_key_scopes
         if self.readonly:
             out["readonly"] = True
+        if self.needs_totp:
+            out["totp_setup_required"] = True
         return out
 
 

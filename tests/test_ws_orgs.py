@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pylon.storage.auth_ops import Condition, SetRecords
+from pylon.storage.auth_ops import Condition, DropRecords, PutRecord, SetRecords
 from tests.support.stage import MANIFEST, Stage
 from tests.support.websocket_client import WebSocketClient
 from tests.test_ws_api_keys import say
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.stores, pytest.mark.usefixtures("processes")]
 
 def org_manifest() -> dict[str, Any]:
     manifest = copy.deepcopy(MANIFEST)
-    manifest["auth"] = {"org": {}}
+    manifest["auth"] = {"org": {}, "totp": {"required_roles": ["admin"]}}
     for policy in manifest["policies"]:
         if policy["entity"] == "Member":
             policy["allowRead"] = "auth.tenantId == data.ownerId && 'admin' in auth.roles"
@@ -36,7 +36,7 @@ def member(stage: Stage, org: str, user_id: str, role: str) -> str:
     return row_id
 
 
-@pytest.mark.parametrize("end", ["removed", "role changed"])
+@pytest.mark.parametrize("end", ["removed", "role changed", "authenticator removed"])
 def test_the_sockets_of_a_member_close_within_a_second(tmp_path: Any, end: str) -> None:
     stage = Stage(tmp_path / "orgs", org_manifest())
     try:
@@ -45,6 +45,10 @@ def test_the_sockets_of_a_member_close_within_a_second(tmp_path: Any, end: str) 
             "Org", org, name="x", createdAt="2026-01-01T00:00:00Z", createdBy="u1"
         ))
         rows = {user: member(stage, org, user, "admin") for user in ("u1", "u2")}
+        for user in rows:  # the role needs an authenticator
+            stage.write(PutRecord("totp", {
+                "user_id": user, "sealed": "s", "confirmed_at": 1, "created_at": 1,
+            }))
         ws = stage.start("ws")
         clients = {}
         for user in rows:
@@ -60,8 +64,10 @@ def test_the_sockets_of_a_member_close_within_a_second(tmp_path: Any, end: str) 
         before_s = time.monotonic()
         if end == "removed":
             stage.write(stage.delete("OrgMember", rows["u1"]))
-        else:
+        elif end == "role changed":
             stage.write(stage.update("OrgMember", rows["u1"], role="member"))
+        else:
+            stage.write(DropRecords("totp", [Condition("user_id", "=", "u1")]))
         assert clients["u1"].read_close()[0] == SESSION_ENDED
         assert time.monotonic() - before_s < 1.5
         assert say(clients["u2"], type="ping", id=2)["type"] == "pong"

@@ -2,7 +2,8 @@
 
 A session has the id of the organisation that its user works in (`tenant_id`), and not the role: the
 role is read with the caller. So a role that changes counts within a second, and a user who is no
-member any more has no tenant. `workers.hub.sessions` closes the sockets of both.
+member any more has no tenant. A role of `auth.totp.required_roles` counts only for users with an
+authenticator app. `workers.hub.sessions` closes the sockets of all whose tenant or role changes.
 
 Called by `session_cache`, by the watch of sockets, and by the flows of organisations.
 """
@@ -19,6 +20,7 @@ from pylon.manifest.model import Manifest
 from pylon.manifest.org_entities import org_entities
 from pylon.query.conditions import and_, equal
 from pylon.query.rows import Query
+from pylon.storage.auth_ops import Condition
 from pylon.storage.interface import Reader
 
 
@@ -43,7 +45,18 @@ def in_its_org(reader: Reader, manifest: Manifest, caller: Caller) -> Caller:
         return caller
     member = find_member(reader, manifest, auth.tenant_id, auth.user_id)
     if member is None:
-        auth = msgspec.structs.replace(auth, tenant_id=None, roles=())
+        auth = msgspec.structs.replace(auth, tenant_id=None, roles=(), needs_totp=False)
     else:
-        auth = msgspec.structs.replace(auth, roles=(str(member["role"]),))
+        role = str(member["role"])
+        is_held = holds_role(reader, manifest, auth.user_id, role)
+        auth = msgspec.structs.replace(
+            auth, roles=(role,) if is_held else (), needs_totp=not is_held
+        )
     return msgspec.structs.replace(caller, auth=auth)
+
+
+def holds_role(reader: Reader, manifest: Manifest, user_id: str, role: str) -> bool:
+    """Whether a member's role counts: it needs no authenticator app, or the user has one."""
+    return role not in manifest.auth.totp_required_roles or (
+        reader.count_records("totp", [Condition("user_id", "=", user_id)]) > 0
+    )

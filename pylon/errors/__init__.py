@@ -90,6 +90,7 @@ from pylon.errors.orgs import (
     NoMember,
     OrgNotConfigured,
     OrgNotFound,
+    TotpSetupRequired,
     WrongEmail,
 )
 from pylon.errors.passkeys import (
@@ -358,6 +359,7 @@ __all__ = [
     "SubscribeRefused",
     "TotpNotEnrolled",
     "TotpRequired",
+    "TotpSetupRequired",
     "Unauthorized",
     "Unavailable",
     "UniqueViolation",

@@ -38,6 +38,17 @@ class NoMember(PylonError):
     status = 404
 
 
+class TotpSetupRequired(PylonError):
+    """The caller's role in the organisation counts only for users with an authenticator app
+    (`auth.totp.required_roles` of the manifest), and the caller has none.
+
+    Remedy: set one up with POST /api/auth/totp/enroll.
+    """
+
+    code = "TOTP_SETUP_REQUIRED"
+    status = 403
+
+
 class BadRole(PylonError):
     """The role is none of the app.
 

@@ -180,7 +180,7 @@ def check_urls(root: Node, findings: Findings) -> None:
 
 
 def check_org_roles(root: Node, findings: Findings) -> None:
-    """Report a role of organisations that cannot be one."""
+    """Report a role of organisations that cannot be one, or that auth.totp names and nobody has."""
     auth = root.value.get("auth") if isinstance(root.value, dict) else None
     seen = set(_ROLES)
     for node in texts_of(auth, "org_roles") if auth is not None else ():
@@ -191,3 +191,11 @@ def check_org_roles(root: Node, findings: Findings) -> None:
                 f"{', '.join(_ROLES)} are there already",
             )
         seen.add(node.value)
+    totp = auth.value.get("totp") if auth is not None and isinstance(auth.value, dict) else None
+    for node in texts_of(totp, "required_roles") if totp is not None else ():
+        if node.value not in seen:
+            findings.error(
+                "AUTH_ROLE_INVALID",
+                f'auth.totp.required_roles has "{node.value}", which is no role of organisations',
+                node.at, list_known(seen),
+            )

@@ -211,6 +211,7 @@ def _auth(raw: dict[str, Any]) -> AuthConfig:
         trusted_origins=tuple(raw.get("trusted_origins") or ()),
         org=_org(raw.get("org")),
         org_roles=tuple(raw.get("org_roles") or ()),
+        totp_required_roles=tuple((raw.get("totp") or {}).get("required_roles") or ()),
         on_delete=dict(raw.get("on_delete") or {}),
         urls=dict(raw.get("urls") or {}),
         password_min_chars=password.get("min_length") or default.password_min_chars,

@@ -45,7 +45,8 @@ DIAGNOSTICS: Final[dict[str, tuple[str, str]]] = {
         "fragment.",
     ),
     "AUTH_ROLE_INVALID": (
-        "An entry of auth.org_roles is no role, or one that every app has.",
+        "An entry of auth.org_roles is no role, or one that every app has; or one of "
+        "auth.totp.required_roles is in neither.",
         "use a-z, 0-9, _ and -, beginning with a letter.",
     ),
     "AUTH_ON_DELETE_INVALID": (

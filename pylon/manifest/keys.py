@@ -146,6 +146,7 @@ AUTH: Final = Object(
             "on_delete": JsonValue(),
         }),
         "org_roles": STRINGS,
+        "totp": Object({}, {"required_roles": STRINGS}),
         "on_delete": JsonValue(),
     },
 )

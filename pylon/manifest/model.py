@@ -300,6 +300,7 @@ class AuthConfig(msgspec.Struct, frozen=True):
     urls: Mapping[str, str] = msgspec.field(default_factory=dict)
     org: OrgConfig | None = None  # None: the app has no organisations
     org_roles: tuple[str, ...] = ()  # of members, besides owner, admin and member
+    totp_required_roles: tuple[str, ...] = ()  # of members, only with an authenticator app
     # The fate of rows when an account ends, by "Entity.field".
     on_delete: Mapping[str, DeleteWord] = msgspec.field(default_factory=dict)
 

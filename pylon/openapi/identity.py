@@ -37,6 +37,7 @@ def identity_schemas() -> dict[str, Schema]:
         "api_key_id": _TEXT,
         "api_key_scopes": nullable(_TEXT),
         "readonly": {"type": "boolean"},
+        "totp_setup_required": {"type": "boolean"},
     }
     always = ("user_id", "is_admin", "roles")
     return {

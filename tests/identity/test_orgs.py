@@ -17,6 +17,7 @@ from pylon.bus.messages import SessionRevoked
 from pylon.manifest.diagnostics import ManifestInvalid
 from pylon.storage.auth_ops import Condition, PutRecord
 from tests.support.api import ADMIN_TOKEN, ApiStage, serve_api
+from tests.support.authenticator import enroll, now_s
 from tests.support.manifests import sign_in_app
 
 pytestmark = pytest.mark.stores
@@ -287,6 +288,39 @@ def test_the_selected_organisation_is_the_tenant_with_the_role_of_the_moment(
         lambda reader: reader.records("sessions", [Condition("user_id", "=", bob.id)])
     )
     assert [session["tenant_id"] for session in sessions] == [None]
+
+
+def test_a_role_that_needs_an_authenticator_counts_once_its_user_has_one(tmp_path: Path) -> None:
+    app = org_app()
+    app["auth"]["totp"] = {"required_roles": ["owner", "editor"]}
+    environ = {
+        "PYLON_DEV_MODE": "true", "PYLON_EMAIL_PROVIDER": "console",
+        "PYLON_JWT_SECRET": "0123456789abcdef" * 2,
+    }
+    with serve_api(tmp_path, app, environ) as stage:
+        ann, bob = Person(stage, "ann"), Person(stage, "bob")
+        org = ann.found()
+        assert ann("GET", f"{ORGS}/{org}/members") == "TOTP_SETUP_REQUIRED"
+        assert ann("POST", f"{ORGS}/{org}/invites", {"email": bob.email, "role": "editor"}) == (
+            "TOTP_SETUP_REQUIRED"
+        )
+        _, ann.token = enroll(stage, ann.token)
+        ann.adds(org, bob, "editor")
+        bob("POST", "/api/auth/select-org", {"orgId": org})
+        me = bob.me()
+        assert (me["tenant_id"], me["roles"], me["totp_setup_required"]) == (org, [], True)
+        doc = {"text": "x", "orgId": org}
+        assert bob("POST", "/api/entities/Doc", doc) == "POLICY_DENIED"
+        jwt = bob("POST", "/api/auth/jwt")["token"]
+        refused = stage.call("POST", "/api/entities/Doc", doc, jwt)
+        assert refused.json["error"]["code"] == "POLICY_DENIED"
+        authenticator, bob.token = enroll(stage, bob.token)
+        assert bob.me()["roles"] == ["editor"] and "totp_setup_required" not in bob.me()
+        assert "id" in bob("POST", "/api/entities/Doc", doc)
+        assert stage.call("POST", "/api/entities/Doc", doc, jwt).status_code == 201
+        code = authenticator.code(now_s(stage))
+        assert bob("POST", "/api/auth/totp/disable", {"code": code}) == {"disabled": True}
+        assert bob.me()["roles"] == [] and bob.me()["totp_setup_required"]
 
 
 def test_attack_45_a_switch_shows_no_row_of_the_old_tenant(

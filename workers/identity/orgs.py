@@ -19,7 +19,7 @@ import orjson
 
 from pylon import limits
 from pylon.auth.audit import audit_step
-from pylon.auth.org_roles import find_member
+from pylon.auth.org_roles import find_member, holds_role
 from pylon.auth.transactions import Step, carry_out
 from pylon.auth_context import ADMIN as ADMINISTRATOR
 from pylon.bus.identity import IdentityAnswer
@@ -34,6 +34,7 @@ from pylon.errors import (
     OrgNotFound,
     PreconditionFailed,
     RecordConflict,
+    TotpSetupRequired,
     Unavailable,
 )
 from pylon.manifest.model import Entity, FieldType
@@ -108,13 +109,19 @@ def place_of(identity: Identity, call: Call) -> Place:
 
     Raises:
         OrgNotFound: the caller is no member of it.
+        TotpSetupRequired: the caller's role needs an authenticator app.
     """
     entities, user_id = entities_of(identity), user_of(call)
     org_id = call.params["org_id"]
     member = member_of(identity, org_id, user_id)
     if member is None:
         raise OrgNotFound("There is no such organisation of yours")
-    return Place(entities, org_id, user_id, str(member["role"]))
+    role, manifest = str(member["role"]), identity.app.manifest
+    if not identity.store.point(lambda reader: holds_role(reader, manifest, user_id, role)):
+        raise TotpSetupRequired(
+            f'The role "{role}" needs an authenticator app', hint="Set one up, then try again"
+        )
+    return Place(entities, org_id, user_id, role)
 
 
 def member_of(identity: Identity, org_id: str, user_id: str) -> Row | None:
