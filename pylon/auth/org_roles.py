@@ -48,7 +48,7 @@ def in_its_org(reader: Reader, manifest: Manifest, caller: Caller) -> Caller:
         auth = msgspec.structs.replace(auth, tenant_id=None, roles=(), needs_totp=False)
     else:
         role = str(member["role"])
-        is_held = holds_role(reader, manifest, auth.user_id, role)
+        is_held = holds_role(reader, manifest, str(member["userId"]), role)
         auth = msgspec.structs.replace(
             auth, roles=(role,) if is_held else (), needs_totp=not is_held
         )
