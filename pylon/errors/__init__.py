@@ -87,10 +87,10 @@ from pylon.errors.orgs import (
     InviteNotFound,
     MissingName,
     MissingOrgId,
+    MissingTotp,
     NoMember,
     OrgNotConfigured,
     OrgNotFound,
-    TotpSetupRequired,
     WrongEmail,
 )
 from pylon.errors.passkeys import (
@@ -291,6 +291,7 @@ __all__ = [
     "MissingRoom",
     "MissingToken",
     "MissingTopic",
+    "MissingTotp",
     "MissingUpdate",
     "MissingUserId",
     "NoActiveTenant",
@@ -359,7 +360,6 @@ __all__ = [
     "SubscribeRefused",
     "TotpNotEnrolled",
     "TotpRequired",
-    "TotpSetupRequired",
     "Unauthorized",
     "Unavailable",
     "UniqueViolation",

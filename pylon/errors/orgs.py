@@ -38,7 +38,7 @@ class NoMember(PylonError):
     status = 404
 
 
-class TotpSetupRequired(PylonError):
+class MissingTotp(PylonError):
     """The caller's role in the organisation counts only for users with an authenticator app
     (`auth.totp.required_roles` of the manifest), and the caller has none.
 

@@ -29,12 +29,12 @@ from pylon.errors import (
     BadRole,
     Forbidden,
     LastOwner,
+    MissingTotp,
     NotFound,
     OrgNotConfigured,
     OrgNotFound,
     PreconditionFailed,
     RecordConflict,
-    TotpSetupRequired,
     Unavailable,
 )
 from pylon.manifest.model import Entity, FieldType
@@ -109,7 +109,7 @@ def place_of(identity: Identity, call: Call) -> Place:
 
     Raises:
         OrgNotFound: the caller is no member of it.
-        TotpSetupRequired: the caller's role needs an authenticator app.
+        MissingTotp: the caller's role needs an authenticator app.
     """
     entities, user_id = entities_of(identity), user_of(call)
     org_id = call.params["org_id"]
@@ -118,7 +118,7 @@ def place_of(identity: Identity, call: Call) -> Place:
         raise OrgNotFound("There is no such organisation of yours")
     role, manifest = str(member["role"]), identity.app.manifest
     if not identity.store.point(lambda reader: holds_role(reader, manifest, user_id, role)):
-        raise TotpSetupRequired(
+        raise MissingTotp(
             f'The role "{role}" needs an authenticator app', hint="Set one up, then try again"
         )
     return Place(entities, org_id, user_id, role)

@@ -33,7 +33,7 @@ from pylon.api.identity.user_routes import USER_ROUTES
 TOTP_ERRORS: Final = (
     errors.InvalidTotpCode, errors.MissingCode, errors.InvalidData, errors.RateLimited,
 )
-_ORG_ERRORS: Final = (errors.OrgNotConfigured, errors.OrgNotFound, errors.TotpSetupRequired)
+_ORG_ERRORS: Final = (errors.OrgNotConfigured, errors.OrgNotFound, errors.MissingTotp)
 
 ROUTES: Final[tuple[IdentityRoute, ...]] = (
     IdentityRoute(
