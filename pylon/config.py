@@ -101,6 +101,7 @@ class Config:
     jwt_jwks_url: str | None
     jwt_jwks_issuer: str | None
     jwt_jwks_audience: tuple[str, ...]
+    jwt_issuers_file: str | None
     oauth_file: str | None
     native_callbacks: tuple[str, ...]
     require_email_verification: bool

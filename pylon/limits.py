@@ -177,6 +177,7 @@ SESSION_CACHE_S: Final = 0.9  # a worker looks up a request's credentials again 
 SESSION_CACHE_ENTRIES: Final = 10_000  # cached credentials, for each worker process
 CAPTCHA_CHARS: Final = 8_192  # of a token; those of Turnstile have up to 2,048
 DISPOSABLE_FILE_BYTES: Final = 4_194_304
+JWT_ISSUERS: Final = 32
 JWT_CLAIMS_S: Final = 60.0  # a worker has a JWT verified again after this time
 JWT_CLAIMS_ENTRIES: Final = 4_096  # verified JWTs, for each worker process; about 0.5 KiB each
 

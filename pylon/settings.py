@@ -283,6 +283,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Issuer (iss) of these JWTs, exactly."),
     Setting("PYLON_JWT_JWKS_AUDIENCE", "jwt_jwks_audience", words, "",
             "Comma list of the audiences (aud) of which these JWTs must name one."),
+    Setting("PYLON_JWT_ISSUERS_FILE", "jwt_issuers_file", _text, None,
+            "A TOML file with a table [issuers.<name>] for each further issuer: issuer, jwks_url, "
+            "audience (docs/jwt.md)."),
     Setting("PYLON_OAUTH_FILE", "oauth_file", _text, None,
             "A TOML file with a table [providers.<name>] for each sign-in provider. The variables "
             "PYLON_OAUTH_<NAME>_CLIENT_ID, _CLIENT_SECRET and so on win over it "

@@ -17,6 +17,7 @@ from pathlib import Path
 from pylon.app_manifest import app_file, declares_manifest, document_text, read_app_manifest
 from pylon.auth.cookies import cookie_name
 from pylon.auth.disposable_domains import disposable_domains
+from pylon.auth.jwt_issuers import read_issuers
 from pylon.auth.password_rules import password_rules
 from pylon.auth.secret_key import probe_problem, read_keys
 from pylon.bus.runtime import refuse_unfit_runtime_dir
@@ -45,6 +46,7 @@ def load_checked(loaded: Loaded) -> Manifest:
     read_keys(loaded.config)
     password_rules(loaded.config, manifest)
     disposable_domains(loaded.config)
+    read_issuers(loaded.config)
     load_templates(loaded.config)
     return manifest
 
@@ -129,6 +131,7 @@ def find_problems(
         try:
             password_rules(config, manifest)
             disposable_domains(config)
+            read_issuers(config)
             load_templates(config)
         except StartRefused as ex:
             yield ex

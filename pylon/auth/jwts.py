@@ -57,7 +57,10 @@ class JwtClaims(msgspec.Struct, frozen=True, array_like=True):
 
 def takes_jwts(config: Config) -> bool:
     """Whether JWTs count on this server."""
-    return config.jwt_secret is not None or config.jwt_jwks_url is not None
+    return (
+        config.jwt_secret is not None or config.jwt_jwks_url is not None
+        or config.jwt_issuers_file is not None
+    )
 
 
 def is_of_jwt(family: str) -> bool:

@@ -16,6 +16,7 @@ from joserfc.jwk import ECKey, OctKey, RSAKey
 
 from pylon import config as settings
 from pylon import limits
+from pylon.auth.jwt_issuers import read_issuers
 from pylon.auth.jwts import READONLY, ROLES, SCOPES, TENANT
 from pylon.errors import StartRefused
 from pylon.setting_checks import refuse_unsafe
@@ -243,11 +244,13 @@ def issuer() -> Iterator[Issuer]:
         yield made
 
 
-def with_issuer(folder: Path, issuer: Issuer) -> AbstractContextManager[ApiStage]:
+def with_issuer(
+    folder: Path, issuer: Issuer, **environ: str
+) -> AbstractContextManager[ApiStage]:
     return serve_api(folder, sign_in_app(), {
         "PYLON_DEV_MODE": "true", "PYLON_EMAIL_PROVIDER": "console", "PYLON_JWT_SECRET": SECRET,
         "PYLON_JWT_JWKS_URL": f"{issuer.url}/jwks", "PYLON_JWT_JWKS_ISSUER": issuer.url,
-        "PYLON_JWT_JWKS_AUDIENCE": "my-api,other",
+        "PYLON_JWT_JWKS_AUDIENCE": "my-api,other", **environ,
     })
 
 
@@ -324,6 +327,52 @@ def test_a_withdrawn_key_of_the_issuer_verifies_no_longer_than_its_keys_are_kept
         )
         stage.clock.advance(3_700)
         assert code_of(me(stage, token)) == (401, "INVALID_JWT")
+
+
+def test_several_issuers_have_their_own_keys_and_audiences(
+    tmp_path: Path, issuer: Issuer
+) -> None:
+    with serve_issuer() as other:
+        key = RSAKey.generate_key(2_048, {"kid": "k1"})  # the same name as that of the first one
+        other.answers["/jwks"] = json_answer(
+            {"keys": [{**key.as_dict(private=False), "use": "sig"}]}
+        )
+        path = tmp_path / "issuers.toml"
+        path.write_text(
+            f'[issuers.staff]\nissuer = "{other.url}"\njwks_url = "{other.url}/jwks"\n'
+            'audience = "staff"\n'
+        )
+        environ = {"PYLON_JWT_ISSUERS_FILE": str(path)}
+        with with_issuer(tmp_path, issuer, **environ) as stage:
+            assert me(stage, foreign(stage, issuer)).status_code == 200
+            staff = {"iss": other.url, "aud": "staff"}
+            assert me(stage, foreign(stage, issuer, key, **staff)).json["user_id"] == "stranger|7"
+            for token in (
+                foreign(stage, issuer, key), foreign(stage, issuer, **staff),  # the other's key
+                foreign(stage, issuer, key, **staff | {"aud": "my-api"}),
+                foreign(stage, issuer, key, **staff | {"iss": "https://nobody.example"}),
+                foreign(stage, issuer, key, **staff | {"iss": 7}),
+            ):
+                assert code_of(me(stage, token)) == (401, "INVALID_JWT")
+
+
+@pytest.mark.parametrize(("text", "part"), [
+    (None, "cannot be read"), ("[issuers", "no TOML"), ("", "no table of an issuer"),
+    ("a = 1", "write a table"), ("[issuers.a]\nissuer = 'x'", "needs the keys"),
+    ("[issuers.a]\nissuer = 1\njwks_url = 'https://a.example'\naudience = 'x'", "write a text"),
+    ("[issuers.a]\nissuer = 'x'\njwks_url = 'http://a.example'\naudience = 'x'", "https://"),
+    ("[issuers.a]\nissuer = 'x'\njwks_url = 'https://a.example'\naudience = []", "is empty"),
+    ("[issuers.a]\nissuer = 'pylon'\njwks_url = 'https://a.example'\naudience = 'x'", "called"),
+])
+def test_a_file_of_issuers_that_cannot_be_used_stops_the_start(
+    tmp_path: Path, text: str | None, part: str
+) -> None:
+    path = tmp_path / "issuers.toml"
+    if text is not None:
+        path.write_text(text)
+    loaded = settings.load({"PYLON_JWT_ISSUERS_FILE": str(path)})
+    with pytest.raises(StartRefused, match=part):
+        read_issuers(loaded.config)
 
 
 def test_an_issuer_that_is_down_makes_nobody_anonymous(tmp_path: Path, issuer: Issuer) -> None:

@@ -2,8 +2,8 @@
 
 There are two kinds, and the algorithm of the header decides which: HS256 by PYLON_JWT_SECRET, of
 this server or of a backend that shares the secret; RS256 and ES256 by the keys of the foreign
-issuer (PYLON_JWT_JWKS_URL). A secret verifies HS256 only, and a public key never does, so no token
-is verified by a key of the other kind. During a change of the secret, PYLON_JWT_SECRET_PREVIOUS
+issuer that the claim `iss` names (`pylon.auth.jwt_issuers`). A secret verifies HS256 only, and a
+public key never does, so no token is verified by a key of the other kind. During a change of the secret, PYLON_JWT_SECRET_PREVIOUS
 verifies too, and the header of new tokens names their secret (`kid`).
 
 Invariants: the keys of the issuer are fetched by `providers.fetch` (https, public addresses only,
@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -27,6 +28,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OctKey
 
 from pylon import limits
+from pylon.auth.jwt_issuers import read_issuers
 from pylon.auth.jwts import (
     READONLY,
     ROLES,
@@ -41,7 +43,7 @@ from pylon.config import Config
 from pylon.errors import Unavailable
 from workers.identity.providers.documents import CachedDocument
 from workers.identity.providers.fetch import Fetcher, FetchFailed
-from workers.identity.providers.key_sets import Key, KeySet, load_key_set
+from workers.identity.providers.key_sets import KeySet, load_key_set
 
 _OWN: Final = "HS256"
 _FOREIGN: Final = ("RS256", "ES256")
@@ -63,7 +65,7 @@ class _Secret:
 
 @dataclass(frozen=True, slots=True)
 class _Issuer:
-    """The foreign issuer."""
+    """A foreign issuer."""
 
     name: str
     audiences: tuple[str, ...]
@@ -72,12 +74,12 @@ class _Issuer:
 
 @dataclass(frozen=True, slots=True)
 class Jwts:
-    """The keys of this server's JWTs and of the foreign issuer."""
+    """The keys of this server's JWTs and of the foreign issuers."""
 
     issuer: str
     lifetime_s: int
     secrets: tuple[_Secret, ...]  # the newest first; none: this server mints none
-    foreign: _Issuer | None
+    foreign: Mapping[str, _Issuer]  # by name
 
     @property
     def can_mint(self) -> bool:
@@ -108,14 +110,15 @@ class Jwts:
             if kid is not None and not isinstance(kid, str):
                 raise invalid_jwt()
             is_own = algorithm == _OWN
+            issuer = None if is_own else self._issuer_of(token)
             payload = (
-                self._own_payload(token, kid) if is_own
-                else self._foreign_payload(token, kid, algorithm)
+                self._own_payload(token, kid) if issuer is None
+                else _foreign_payload(issuer, token, kid, algorithm)
             )
             claims = msgspec.json.decode(payload, type=dict[str, Any])
         except (JoseError, ValueError, RecursionError):
             raise invalid_jwt() from None
-        self._check_issuer(claims, is_own=is_own)
+        self._check_issuer(claims, issuer)
         return _read_claims(claims, now_s, is_own=is_own)
 
     def _own_payload(self, token: str, kid: str | None) -> bytes:
@@ -128,36 +131,26 @@ class Jwts:
                 continue
         raise invalid_jwt()
 
-    def _foreign_payload(self, token: str, kid: str | None, algorithm: object) -> bytes:
-        if self.foreign is None or algorithm not in _FOREIGN:
+    def _issuer_of(self, token: str) -> _Issuer:
+        """Return the issuer whose keys must verify a token: the one that it names itself. A false
+        name only chooses keys that do not verify it."""
+        unverified = jws.extract_compact(token.encode()).payload or b""
+        name = msgspec.json.decode(unverified, type=dict[str, Any]).get("iss")
+        issuer = self.foreign.get(name) if isinstance(name, str) else None
+        if issuer is None:
             raise invalid_jwt()
-        key = self._foreign_key(self.foreign, kid, str(algorithm))
-        if key is None:
-            raise invalid_jwt()
-        return jws.deserialize_compact(token, key, algorithms=[str(algorithm)]).payload or b""
+        return issuer
 
-    def _foreign_key(self, issuer: _Issuer, kid: str | None, algorithm: str) -> Key | None:
-        try:
-            key = issuer.keys.get().find(kid, algorithm)
-            if key is None and kid is not None:
-                key = issuer.keys.get_newer().find(kid, algorithm)
-        except FetchFailed:
-            raise Unavailable(
-                "The keys of the issuer of JWTs cannot be fetched", hint="Try again in a moment"
-            ) from None
-        return key
-
-    def _check_issuer(self, claims: Claims, *, is_own: bool) -> None:
-        if is_own:
+    def _check_issuer(self, claims: Claims, issuer: _Issuer | None) -> None:
+        if issuer is None:
             # This server names no audience: a token with one is meant for somebody else.
             if claims.get("iss") != self.issuer or "aud" in claims:
                 raise invalid_jwt()
             return
-        assert self.foreign is not None
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
-        if claims.get("iss") != self.foreign.name or not any(
-            isinstance(each, str) and each in self.foreign.audiences for each in audiences
+        if claims.get("iss") != issuer.name or not any(
+            isinstance(each, str) and each in issuer.audiences for each in audiences
         ):
             raise invalid_jwt()
 
@@ -165,18 +158,35 @@ class Jwts:
 def make_jwts(config: Config, clock: Clock, fetcher: Fetcher | None = None) -> Jwts:
     """Return the keys that the settings name."""
     secrets = [each for each in (config.jwt_secret, config.jwt_secret_previous) if each]
-    foreign = None
-    if config.jwt_jwks_url is not None:
+    foreign = {}
+    for issuer in read_issuers(config):
         load = partial(
-            load_key_set, config.jwt_jwks_url,
-            fetcher or Fetcher(allows_private=config.dev_mode),
+            load_key_set, issuer.jwks_url, fetcher or Fetcher(allows_private=config.dev_mode)
         )
-        foreign = _Issuer(
-            config.jwt_jwks_issuer or "", config.jwt_jwks_audience, CachedDocument(load, clock)
+        foreign[issuer.name] = _Issuer(
+            issuer.name, issuer.audiences, CachedDocument(load, clock)
         )
     return Jwts(
         config.jwt_issuer, config.jwt_lifetime_s, tuple(_secret(each) for each in secrets), foreign
     )
+
+
+def _foreign_payload(
+    issuer: _Issuer, token: str, kid: str | None, algorithm: object
+) -> bytes:
+    if algorithm not in _FOREIGN:
+        raise invalid_jwt()
+    try:
+        key = issuer.keys.get().find(kid, str(algorithm))
+        if key is None and kid is not None:
+            key = issuer.keys.get_newer().find(kid, str(algorithm))
+    except FetchFailed:
+        raise Unavailable(
+            "The keys of the issuer of JWTs cannot be fetched", hint="Try again in a moment"
+        ) from None
+    if key is None:
+        raise invalid_jwt()
+    return jws.deserialize_compact(token, key, algorithms=[str(algorithm)]).payload or b""
 
 
 def _secret(text: str) -> _Secret:
