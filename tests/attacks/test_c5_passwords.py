@@ -40,8 +40,8 @@ def server(
     made = PylonServer(folder, sign_in_app(), {
         "PYLON_AUTH_RATES": "false", "PYLON_REQUIRE_EMAIL_VERIFICATION": "true",
         "PYLON_EMAIL_PROVIDER": "file", "PYLON_EMAIL_FROM": "noreply@example.com",
-        "PYLON_EMAIL_FOLDER": str(folder / "mails"), "PYLON_HTTP_WORKERS": "1", "PYLON_WS_WORKERS": "0",
-        "PYLON_SSE_WORKERS": "0", "PYLON_SHARD_WORKERS": "0",
+        "PYLON_EMAIL_FOLDER": str(folder / "mails"), "PYLON_HTTP_WORKERS": "1",
+        "PYLON_WS_WORKERS": "0", "PYLON_SSE_WORKERS": "0", "PYLON_SHARD_WORKERS": "0",
     })
     try:
         yield made.start()

@@ -26,7 +26,11 @@ from workers.identity.captcha import require_captcha
 from workers.identity.commit import commit
 from workers.identity.decoys import PURPOSE as DECOY
 from workers.identity.decoys import complete_reads, decoy_steps
-from workers.identity.flows.passwords import (
+from workers.identity.identity import Call, Identity
+from workers.identity.link_urls import link_url
+from workers.identity.sign_in import finish_sign_in
+from workers.identity.stored_addresses import stored_address
+from workers.identity.stored_passwords import (
     audit,
     checked_password,
     drop_after_change,
@@ -34,10 +38,6 @@ from workers.identity.flows.passwords import (
     spend,
     typed_key,
 )
-from workers.identity.identity import Call, Identity
-from workers.identity.link_urls import link_url
-from workers.identity.sign_in import finish_sign_in
-from workers.identity.stored_addresses import stored_address
 
 PURPOSE: Final = "password_reset"  # of `tokens`
 METHOD: Final = "password_reset"  # of a session
