@@ -4,7 +4,8 @@ There are two kinds, and the algorithm of the header decides which: HS256 by PYL
 this server or of a backend that shares the secret; RS256 and ES256 by the keys of the foreign
 issuer that the claim `iss` names (`pylon.auth.jwt_issuers`). A secret verifies HS256 only, and a
 public key never does, so no token is verified by a key of the other kind. During a change of the
-secret, PYLON_JWT_SECRET_PREVIOUS verifies too, and the header of new tokens names their secret (`kid`).
+secret, PYLON_JWT_SECRET_PREVIOUS verifies too, and the header of new tokens names their secret
+(`kid`).
 
 Invariants: the keys of the issuer are fetched by `providers.fetch` (https, public addresses only,
 bounded), kept for an hour, and fetched again for an unknown `kid` at most once a minute. Nothing in
