@@ -6,7 +6,8 @@ Reads are ``GET /api/auth/me`` of sessions at a fixed rate over eight connection
 closed loop with so many at once. It prints the sign-ins a second, the p50 and p99 of both, and the
 PSS of the processes before and after; also the CPU time that the identity process spends on one
 sign-in, and that of one hash, which a busy machine changes least. Bar: 20 sign-ins a second on one
-core while 500 reads a second keep their p99 at 25 ms or less; 70 MB of PSS for the identity process.
+core while 500 reads a second keep their p99 at 25 ms or less; 70 MB of PSS for the identity
+process.
 
 The client takes CPU of the same machine, so the figures are lower bounds.
 """

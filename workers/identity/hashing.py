@@ -1,7 +1,7 @@
 """Password hashes: argon2id in threads, behind a bounded queue (spec/identity.md §6).
 
-A hash takes 25 to 32 ms of CPU time and 19 MiB. argon2 releases the interpreter, so the event loop
-goes on. `HashPool` lets as many hashes run as it has threads; the others wait in their order.
+A hash takes 25 to 32 ms of CPU time and 19 MiB, which the process keeps for the next one until it
+is quiet (`memory.keep_blocks`). argon2 releases the interpreter, so the event loop goes on. `HashPool` lets as many hashes run as it has threads; the others wait in their order.
 
 Invariants: at most `limits.HASHES_WAITING` hashes wait, and none longer than `limits.HASH_WAIT_S`;
 beyond it the caller gets Unavailable. Each check of a password costs exactly one hash, also of an
@@ -25,6 +25,7 @@ from gevent.threadpool import ThreadPool
 
 from pylon import limits, metrics
 from pylon.errors import Unavailable
+from pylon.runtime import memory
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ class HashPool:
         self._argon2 = PasswordHasher(
             time_cost=_PASSES, memory_cost=memory_kib, parallelism=_LANES, salt_len=_SALT_BYTES
         )
+        memory.keep_blocks(memory_kib * 1_024, threads)
         self._free = BoundedSemaphore(threads)
         self._threads = ThreadPool(threads, get_hub())
         self._waiting_most = waiting
