@@ -1,7 +1,8 @@
 """Password hashes: argon2id in threads, behind a bounded queue (spec/identity.md §6).
 
 A hash takes 25 to 32 ms of CPU time and 19 MiB, which the process keeps for the next one until it
-is quiet (`memory.keep_blocks`). argon2 releases the interpreter, so the event loop goes on. `HashPool` lets as many hashes run as it has threads; the others wait in their order.
+is quiet (`memory.keep_blocks`). argon2 releases the interpreter, so the event loop goes on.
+`HashPool` lets as many hashes run as it has threads; the others wait in their order.
 
 Invariants: at most `limits.HASHES_WAITING` hashes wait, and none longer than `limits.HASH_WAIT_S`;
 beyond it the caller gets Unavailable. Each check of a password costs exactly one hash, also of an
