@@ -12,6 +12,7 @@ export interface UploadOptions {
 }
 export interface UploadedFile {
     readonly id: string;
+    /** Below the server's own address: `files.url(id)` is the whole one. */
     readonly url: string;
     readonly size: number;
 }

@@ -3,7 +3,7 @@
  * tus protocol in pieces, so that a lost connection costs one piece.
  */
 import type { Environment } from "./environment.js";
-import { PylonError } from "./errors.js";
+import { errorOf } from "./errors.js";
 import type { Requests } from "./requests.js";
 
 export interface UploadOptions {
@@ -15,6 +15,7 @@ export interface UploadOptions {
 
 export interface UploadedFile {
   readonly id: string;
+  /** Below the server's own address: `files.url(id)` is the whole one. */
   readonly url: string;
   readonly size: number;
 }
@@ -55,7 +56,7 @@ export class Files {
   /** The content of a file. */
   async download(id: string, options: { signal?: AbortSignal } = {}): Promise<Blob> {
     const response = await this.requests.open("GET", this.url(id), undefined, {}, options.signal, PIECE_TIMEOUT_MS);
-    if (!response.ok) throw new PylonError(`HTTP_${response.status}`, `The file ${id} was not sent: ${response.status}`, { status: response.status });
+    if (!response.ok) throw errorOf(await response.json().catch(() => null), { status: response.status });
     return response.blob();
   }
 

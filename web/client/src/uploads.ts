@@ -40,7 +40,7 @@ export async function uploadPieces(
   }
   onProgress?.(blob.size, blob.size);
   const id = path.slice(path.lastIndexOf("/") + 1);
-  return { id, url: `${requests.url}/api/files/${encodeURIComponent(id)}`, size: blob.size };
+  return { id, url: `/api/files/${encodeURIComponent(id)}`, size: blob.size };
 }
 
 const base64 = (text: string): string => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
