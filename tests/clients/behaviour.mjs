@@ -315,6 +315,7 @@ export const scenarios = {
     const faults = [{ refuse: true }, { stall: true }, { lose_answers: true }, { block_websocket: true }, { delay_s: 0.05 }, { cut_after_bytes: 3000 }];
     const end = Date.now() + stage.seconds * S;
     let rank = 0;
+    let inserts = 0;
     let reports = 0;
     while (Date.now() < end) {
       const app = pick(clients);
@@ -322,9 +323,10 @@ export const scenarios = {
       if (what < 0.06) await stage.fault(pick(faults));
       else if (what < 0.10) await stage.cut();
       else if (what < 0.20) await stage.heal();
-      else if (what < 0.60 || acknowledged.size === 0) {
+      else if ((what < 0.60 && inserts < 600) || acknowledged.size === 0) { // a window has 1,000 rows
         const id = app.newId();
         const isBad = stage.random() < 0.1;
+        inserts += 1;
         writes.push(app.insert("Item", stage.row(++rank, { id, ...(isBad ? { text: "forbidden" } : {}) })).then(
           () => { ok(!isBad, "a forbidden row was acknowledged"); ok(!acknowledged.has(id), "twice"); acknowledged.set(id, true); },
           error => { if (error.retryable || error.code === "CLOSED") unknown.add(id); else refused.add(id); reports += 1; },
@@ -351,7 +353,10 @@ export const scenarios = {
     for (const id of ids) ok(acknowledged.has(id) || unknown.has(id), `the row ${id} was never acknowledged`);
     equal(reports, clients.reduce((sum, each) => sum + each.refusals.length, 0), "each refusal was reported once");
     for (const [n, window] of windows.entries()) {
-      await until(`client ${n} converges`, async () => window.state === "live" && JSON.stringify(window.rows) === JSON.stringify(rows));
+      await until(`client ${n} converges`, async () => window.state === "live" && JSON.stringify(window.rows) === JSON.stringify(rows)).catch(error => {
+        const other = rows.filter((row, at) => JSON.stringify(row) !== JSON.stringify(window.rows[at]));
+        throw new Error(`${error.message}: ${window.state}, ${window.rows.length} of ${rows.length} rows, ${other.length} differ: ${JSON.stringify(other[0])}`);
+      });
     }
     return { clients: clients.length, writes: writes.length, acknowledged: acknowledged.size, refused: refused.size, unknown: unknown.size };
   },
