@@ -72,6 +72,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     elif path == "/broken-stream":
         start_response("200 OK", plain)
         return _broken()
+    elif path.endswith("/unread"):
+        start_response("200 OK", plain)
+        return [b"unread"]
     elif path == "/split":
         start_response("200 OK", [("X-Split", "a\r\nX-Injected: 1")])
         return [b"never sent"]

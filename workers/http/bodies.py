@@ -76,11 +76,13 @@ class ChunkedBody:
     """A body in chunks. Trailers are checked and dropped."""
 
     __slots__ = (
-        "_buffer", "_chunks", "_gathered", "_left", "_step", "_trailers_bytes", "held_bytes",
-        "value",
+        "_buffer", "_chunks", "_gathered", "_left", "_limit_bytes", "_step", "_trailers_bytes",
+        "held_bytes", "value",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int = limits.BODY_BYTES) -> None:
+        """Args: `limit_bytes`: of all chunks together."""
+        self._limit_bytes = limit_bytes
         self._buffer = b""  # the beginning of a line that is not complete
         self._chunks = 0
         self.held_bytes = 0
@@ -111,6 +113,11 @@ class ChunkedBody:
             position = then
         return data[position:]
 
+    def take(self) -> bytes:
+        """Return the data of the chunks since the last call. `held_bytes` still counts it."""
+        taken, self._gathered = bytes(self._gathered), bytearray()
+        return taken
+
     # Each step returns the position behind what it has read, or -1 if that has not all arrived.
 
     def _size(self, data: bytes, position: int) -> int:
@@ -127,9 +134,9 @@ class ChunkedBody:
                 400, f"The body comes in chunks of less than {_CHUNK_BYTES} bytes on average, "
                 f"and in more than {limits.HTTP_CHUNKS} of them: send larger ones",
             )
-        if self.held_bytes + self._left > limits.BODY_BYTES:
+        if self.held_bytes + self._left > self._limit_bytes:
             raise RequestError(
-                413, f"Request body exceeds maximum size of {limits.BODY_BYTES} bytes"
+                413, f"Request body exceeds maximum size of {self._limit_bytes} bytes"
             )
         self._step = ChunkedBody._data if self._left else ChunkedBody._trailer
         return end + 2

@@ -29,6 +29,7 @@ from workers.http.receiving import Receiver
 from workers.http.request import Environ, Request
 from workers.http.roles import SHARDS, role_of
 from workers.http.sending import BrokenResponse, Sender
+from workers.http.streamed_body import StreamedBody, is_streamed
 from workers.http.wsgi import WsgiResponse
 from workers.net.head import RequestError
 from workers.net.linger import LingeringClose
@@ -53,8 +54,9 @@ class Connection:
     """A client of this worker."""
 
     __slots__ = (
-        "_base", "_closing", "_deadline_s", "_forwarded", "_has_responded", "_linger", "_loop",
-        "_more", "_receiver", "_sender", "_sock", "again", "closed", "fd", "network", "queued",
+        "_base", "_body", "_closing", "_deadline_s", "_forwarded", "_has_responded", "_linger",
+        "_loop", "_more", "_receiver", "_sender", "_sock", "again", "closed", "fd", "network",
+        "queued",
     )
 
     def __init__(
@@ -77,6 +79,7 @@ class Connection:
         self._has_responded = False
         self._closing = False  # after this response
         self._linger: LingeringClose | None = None
+        self._body: StreamedBody | None = None  # that the app is reading
         self._more = False  # other connections must run before this one continues
         self.again = False  # another event came while this one was handled
         self.closed = False
@@ -162,6 +165,8 @@ class Connection:
             self._receiver.peer_ended = True
         if self.queued:
             self.again = True
+            if self._body is not None:
+                self._body.wake()
         else:
             self.queued = True
             self._loop.dispatchers.add(self)
@@ -234,6 +239,9 @@ class Connection:
             if "HTTP_UPGRADE" in environ or environ["PATH_INFO"].startswith(SHARDS):
                 self._pass_on(request)
             receiver.consume_head(request)
+            if request.length and is_streamed(request):
+                self._stream_body(request)
+                return request
             if not request.length or receiver.take_whole_body(request):
                 return request
             self._begin_body(request)
@@ -257,6 +265,15 @@ class Connection:
         if request.expects and not receiver.input:
             self._sender.send(response.CONTINUE, now_s)
 
+    def _stream_body(self, request: Request) -> None:
+        """Let the app read the body while it arrives."""
+        def send_continue() -> None:
+            self._sender.send(response.CONTINUE, self._loop.now_s)
+
+        self._body = StreamedBody(request, self._receiver, self._sock, send_continue)
+        request.environ["pylon.body"] = None
+        request.environ["wsgi.input"] = self._body
+
     def _pass_on(self, request: Request) -> None:
         """Pass the connection, with all input, to a worker of another role if it serves this path.
 
@@ -279,6 +296,10 @@ class Connection:
         except Exception as ex:  # noqa: BLE001  (the app's own handlers let it pass: a defect, whatever it is)
             self._fail(request.environ, ex)
             return
+        finally:
+            streamed, self._body = self._body, None
+            if streamed is not None and not streamed.is_complete:
+                self._receiver.may_read = True  # the rest of the body is on its way
         if self.closed:  # while the app was blocked
             reply.close()
             return
