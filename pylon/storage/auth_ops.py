@@ -78,6 +78,16 @@ class CheckRecords(msgspec.Struct, frozen=True, array_like=True, tag="check_reco
     expected: int
 
 
+class LimitRecords(msgspec.Struct, frozen=True, array_like=True, tag="limit_records", gc=False):
+    """Refuse with `RecordConflict` if the sum of an int column over the selected records is more
+    than `at_most`."""
+
+    table: str
+    column: str
+    where: list[Condition]
+    at_most: int
+
+
 class EndSessions(msgspec.Struct, frozen=True, array_like=True, tag="end_sessions", gc=False):
     """Delete the selected sessions except those of `keep` (session ids).
 
@@ -114,5 +124,5 @@ class TakeRates(msgspec.Struct, frozen=True, array_like=True, tag="take_rates", 
 
 
 RecordOp = (
-    PutRecord | SetRecords | DropRecords | CheckRecords | EndSessions | TakeRates
+    PutRecord | SetRecords | DropRecords | CheckRecords | LimitRecords | EndSessions | TakeRates
 )

@@ -5,7 +5,8 @@ operations (`pylon.storage.auth_ops`, `pylon.storage.sql.record_sql`), and its p
 another store (`pylon.storage.transfer`). A start adds missing tables and columns, so a new column
 of a present table must be optional.
 
-The code names a table without a prefix ("tokens"); the database has it as `_pylon_auth_tokens`.
+The code names a table without a prefix ("tokens"); the database has it as `_pylon_auth_tokens`, and
+that of files as `_pylon_files`.
 Times are Unix seconds, except in columns that say otherwise. Secrets are hashed or sealed before
 they come here.
 
@@ -45,6 +46,7 @@ class AuthTable(msgspec.Struct, frozen=True):
         is_volatile: a crash of PostgreSQL may empty it.
         has_own_writes: records come and go with operations of their own, not with `PutRecord` and
             `DropRecords`.
+        prefix: of its name in the database.
     """
 
     name: str
@@ -56,11 +58,12 @@ class AuthTable(msgspec.Struct, frozen=True):
     expires_per_s: int = 1
     is_volatile: bool = False
     has_own_writes: bool = False
+    prefix: str = "_pylon_auth_"
 
     @property
     def sql_name(self) -> str:
         """Return the name of the table in the database."""
-        return f"_pylon_auth_{self.name}"
+        return f"{self.prefix}{self.name}"
 
     @property
     def by_column(self) -> Mapping[str, Column]:
@@ -175,6 +178,18 @@ TABLES: Final[tuple[AuthTable, ...]] = (
     AuthTable(
         "limits", _columns("key tat:int"), key=("key",), indexes=(("tat",),),
         expires="tat", expires_per_s=1_000_000_000, is_volatile=True,
+    ),
+    # Of an upload that is not complete: state "pending", the size that its client has declared.
+    # entity, row_id, field: the row that a file is attached to. See `pylon.files.records`.
+    AuthTable(
+        "files",
+        _columns(
+            "id owner:? tenant_id:? name type size:int sha256:? state public:bool entity:? "
+            "row_id:? field:? created_at:int attached_at:int? expires_at:int? meta:?"
+        ),
+        key=("id",),
+        indexes=(("owner", "id"), ("entity", "row_id"), ("expires_at",)),
+        expires="expires_at", prefix="_pylon_",
     ),
 )
 

@@ -21,6 +21,7 @@ from pylon.storage.auth_ops import (
     CheckRecords,
     DropRecords,
     EndSessions,
+    LimitRecords,
     PutRecord,
     SetRecords,
     TakeRates,
@@ -100,7 +101,7 @@ class DropSession(msgspec.Struct, frozen=True, array_like=True, tag="drop_sessio
 RowOp = InsertRow | UpdateRow | DeleteRow
 TransactOp = (
     RowOp | PutSession | DropSession | PutRecord | SetRecords | DropRecords | CheckRecords
-    | EndSessions | TakeRates
+    | LimitRecords | EndSessions | TakeRates
 )
 
 
@@ -185,7 +186,7 @@ class ResetRows(msgspec.Struct, frozen=True, array_like=True, tag="reset_rows"):
 WriteOp = (
     InsertRow | UpdateRow | DeleteRow | Transact | ResetRows | OpenDocument | PushDocument
     | PutSession | DropSession | ClaimShard | PutShard | MoveShard | DropShard | ReleaseShard
-    | PutRecord | SetRecords | DropRecords | CheckRecords | EndSessions | TakeRates
+    | PutRecord | SetRecords | DropRecords | CheckRecords | LimitRecords | EndSessions | TakeRates
 )
 
 

@@ -38,6 +38,7 @@ from pylon.storage.auth_ops import (
     CheckRecords,
     DropRecords,
     EndSessions,
+    LimitRecords,
     PutRecord,
     SetRecords,
     TakeRates,
@@ -137,6 +138,7 @@ class BatchEngine:
             SetRecords: records.set,
             DropRecords: records.drop,
             CheckRecords: records.check,
+            LimitRecords: records.limit,
             EndSessions: records.end_sessions,
             TakeRates: records.take_rates,
         }

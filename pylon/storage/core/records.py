@@ -25,6 +25,7 @@ from pylon.storage.auth_ops import (
     CheckRecords,
     DropRecords,
     EndSessions,
+    LimitRecords,
     PutRecord,
     RateTake,
     SetRecords,
@@ -79,6 +80,19 @@ class RecordWrites:
         """
         count = self._transaction.records.count_records(op.table, op.where)
         return _reply(request_id, op.table, count, op.expected)
+
+    def limit(self, request_id: int, op: LimitRecords, _: Journal) -> WriteReply:
+        """
+        Raises:
+            RecordConflict: the sum is too large.
+        """
+        total = self._transaction.records.add_up_records(op.table, op.column, op.where)
+        if total > op.at_most:
+            raise RecordConflict(
+                f"{op.table}.{op.column} adds up to {total}, and at most {op.at_most} is allowed",
+                table=op.table,
+            )
+        return WriteReply(request_id)
 
     def end_sessions(self, request_id: int, op: EndSessions, _: Journal) -> WriteReply:
         """Return the reply with the families of the sessions."""

@@ -243,6 +243,12 @@ class RecordRows(Protocol):
     def count_records(self, table: str, where: Sequence[Condition]) -> int:
         """Return how many records fulfil all conditions."""
 
+    def add_up_records(self, table: str, column: str, where: Sequence[Condition]) -> int:
+        """Return the sum of an int column over the records that fulfil all conditions."""
+
+    def find_records(self, table: str, where: Sequence[Condition]) -> list[dict[str, Any]]:
+        """Return the first hundred records that fulfil all conditions, by key."""
+
     def find_tats(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the `tat` of each of these buckets of "limits" that is stored."""
 

@@ -27,6 +27,7 @@ from pylon.storage.auth_ops import (
     CheckRecords,
     DropRecords,
     EndSessions,
+    LimitRecords,
     PutRecord,
     SetRecords,
     TakeRates,
@@ -70,7 +71,7 @@ from pylon.storage.postgres.unique_keys import UniqueKey, Values
 # Operations that read what only the lock makes certain.
 _LOCKED: Final = frozenset({
     OpenDocument, PushDocument, ResetRows, PutRecord, SetRecords, DropRecords, CheckRecords,
-    EndSessions, TakeRates,
+    LimitRecords, EndSessions, TakeRates,
 })
 _ACTIONS: Final[dict[type, Action]] = {
     UpdateRow: "update", DeleteRow: "delete", PushDocument: "update",

@@ -18,12 +18,13 @@ from typing import Any, Final
 
 from pylon.storage.auth_ops import Condition
 from pylon.storage.postgres.batch import Batch
-from pylon.storage.postgres.record_rows import DIALECT
+from pylon.storage.postgres.record_rows import DECODERS, DIALECT
 from pylon.storage.postgres.sessions import PostgresSessions
 from pylon.storage.postgres.system_reads import rows_of, text_of
 from pylon.storage.sql import record_sql
 from pylon.storage.sql.record_sql import RecordStatement
 
+_FOUND: Final = 100
 _TATS: Final = "SELECT key, tat FROM _pylon_auth_limits WHERE key = ANY($1::text[])"
 _PUT_TATS: Final = (
     "INSERT INTO _pylon_auth_limits (key, tat) SELECT * FROM unnest($1::text[], $2::bigint[]) "
@@ -68,6 +69,18 @@ class PostgresRecords:
         """See `RecordRows`."""
         found = self._batch.scan(*record_sql.count(DIALECT, record_sql.table_of(table), where))
         return int(found.get_value(0, 0) or 0)
+
+    def add_up_records(self, table: str, column: str, where: Sequence[Condition]) -> int:
+        """See `RecordRows`."""
+        declared = record_sql.table_of(table)
+        found = self._batch.scan(*record_sql.total(DIALECT, declared, column, where))
+        return int(found.get_value(0, 0) or 0)
+
+    def find_records(self, table: str, where: Sequence[Condition]) -> list[dict[str, Any]]:
+        """See `RecordRows`."""
+        declared = record_sql.table_of(table)
+        found = self._batch.scan(*record_sql.select(DIALECT, declared, where, (), _FOUND))
+        return [record_sql.decode_row(declared, row, DECODERS) for row in rows_of(found)]
 
     def find_tats(self, keys: Sequence[str]) -> dict[str, int]:
         """See `RecordRows`."""

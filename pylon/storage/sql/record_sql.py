@@ -86,6 +86,17 @@ def count(
     return parts.statement(f"SELECT count(*) FROM {table.sql_name}{parts.where(table, where)}")
 
 
+def total(
+    dialect: RecordDialect, table: AuthTable, column: str, where: Sequence[Condition]
+) -> RecordStatement:
+    """Return the statement that adds up an int column of records."""
+    parts = _Parts(dialect)
+    name = _column(table, column).name
+    return parts.statement(
+        f"SELECT coalesce(sum({name}), 0) FROM {table.sql_name}{parts.where(table, where)}"
+    )
+
+
 def _order_term(table: AuthTable, term: str) -> str:
     column = _column(table, term.removeprefix("-"))
     if term.startswith("-"):

@@ -22,6 +22,7 @@ DIALECT: Final = RecordDialect(
     types={"text": "TEXT", "int": "INTEGER", "bytes": "BLOB", "bool": "INTEGER"},
     suffix=" WITHOUT ROWID",
 )
+_FOUND: Final = 100
 _DECODERS: Final[Mapping[Kind, Callable[[Any], Any]]] = {
     "text": str, "int": int, "bytes": bytes, "bool": int,
 }
@@ -76,6 +77,15 @@ class SqliteRecords:
     def count_records(self, table: str, where: Sequence[Condition]) -> int:
         """See `RecordRows`."""
         return count(self._conn, table, where)
+
+    def add_up_records(self, table: str, column: str, where: Sequence[Condition]) -> int:
+        """See `RecordRows`."""
+        text, parameters = record_sql.total(DIALECT, record_sql.table_of(table), column, where)
+        return int(self._conn.execute(text, parameters).get)
+
+    def find_records(self, table: str, where: Sequence[Condition]) -> list[dict[str, Any]]:
+        """See `RecordRows`."""
+        return list[dict[str, Any]](find(self._conn, table, where, (), _FOUND))
 
     def find_tats(self, keys: Sequence[str]) -> dict[str, int]:
         """See `RecordRows`."""
