@@ -132,6 +132,11 @@ class Config:
     app: str | None
     static_dir: str | None
     openapi_public: bool
+    files_dir: str | None
+    file_max_bytes: int
+    file_resumable_max_bytes: int
+    files_quota_bytes: int
+    files_accel: str | None
     row_max_bytes: int
     change_log_retain: int
     change_log_retain_bytes: int
@@ -173,6 +178,13 @@ class Config:
     @property
     def data_dir(self) -> Path:
         return Path(self.db_path).absolute().parent
+
+    @property
+    def files_folder(self) -> Path:
+        """Return the folder of files."""
+        if self.files_dir is not None:
+            return Path(self.files_dir).absolute()
+        return self.data_dir / "files"
 
 
 @dataclass(frozen=True, slots=True)

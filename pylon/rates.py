@@ -114,6 +114,7 @@ ROOM_SUBSCRIPTIONS_BY_USER: Final = Rate("room-subscriptions-of-user", 1_200, 60
 ROOM_SUBSCRIPTIONS_BY_ADDRESS: Final = Rate("room-subscriptions-of-address", 12_000, 60.0)
 ROOM_MESSAGES_BY_USER: Final = Rate("room-messages-of-user", 15_000, 60.0, burst=3_000)
 ROOM_MESSAGES_BY_ADDRESS: Final = Rate("room-messages-of-address", 300_000, 60.0, burst=30_000)
+UPLOADS: Final = Rate("uploads", 100, 60.0)  # of a user, or an address of guests
 
 # Refusals that reveal rows which the caller may not read (`pylon.api.data.conflicts`).
 HIDDEN_CONFLICTS_BY_USER: Final = Rate("hidden-conflicts-of-user", 30, 60.0)

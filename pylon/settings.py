@@ -97,7 +97,8 @@ _NEED_WORKERS: Final = frozenset({
     "PYLON_PWNED_FILE", "PYLON_GOOGLE_NATIVE_CLIENT_IDS", "PYLON_APPLE_NATIVE_CLIENT_IDS",
     "PYLON_APP", "PYLON_STATIC_DIR", "PYLON_OPENAPI_PUBLIC", "PYLON_LIST_LIMIT",
     "PYLON_WS_MAX_MESSAGE_BYTES", "PYLON_WS_DEFLATE", "PYLON_WS_UNSCOPED_PRESENCE",
-    "PYLON_DRAIN_SPREAD_S", "PYLON_SLOW_QUERY_S",
+    "PYLON_DRAIN_SPREAD_S", "PYLON_SLOW_QUERY_S", "PYLON_FILES_DIR", "PYLON_FILE_MAX_BYTES",
+    "PYLON_FILE_RESUMABLE_MAX_BYTES", "PYLON_FILES_QUOTA_BYTES", "PYLON_FILES_ACCEL",
 })
 
 
@@ -364,6 +365,20 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "Folder of files to serve under /app/."),
     Setting("PYLON_OPENAPI_PUBLIC", "openapi_public", _bool, "false",
             "Serve /api/openapi.json to everybody, not to admins only; dev mode always does."),
+    Setting("PYLON_FILES_DIR", "files_dir", _text, None,
+            "Folder of the files that clients upload; default is files in the data directory. "
+            "Nodes that share a database need one folder that all of them reach."),
+    Setting("PYLON_FILE_MAX_BYTES", "file_max_bytes", _int(1, 1_099_511_627_776), "104857600",
+            "Largest file that comes in one request, in bytes."),
+    Setting("PYLON_FILE_RESUMABLE_MAX_BYTES", "file_resumable_max_bytes",
+            _int(1, 109_951_162_777_600), "5368709120",
+            "Largest file of a resumable upload (tus), in bytes."),
+    Setting("PYLON_FILES_QUOTA_BYTES", "files_quota_bytes", _int(0, 109_951_162_777_600), "0",
+            "Bytes that the files of one user may take together, unfinished uploads included; 0 "
+            "means no limit."),
+    Setting("PYLON_FILES_ACCEL", "files_accel", _text, None,
+            "Path of nginx's internal location for PYLON_FILES_DIR, for example /protected/: nginx "
+            "then sends the bytes of files (X-Accel-Redirect)."),
     Setting("PYLON_ROW_MAX_BYTES", "row_max_bytes", _int(1_024, 10_485_760), "1048576",
             "Largest size of a row as JSON, in bytes. Clients can read, delete and shrink larger "
             "rows that exist already."),

@@ -253,7 +253,7 @@ def test_a_variable_whose_intent_would_not_hold_is_refused(name: str) -> None:
 def test_where_the_intent_holds_or_the_feature_is_missing_it_is_a_warning_at_most() -> None:
     assert foreign("PYLON_SESSION_IN_MEMORY", "true") == (1, 0)
     assert foreign("PYLON_SESSION_IN_MEMORY", "false") == (0, 0)
-    assert foreign("PYLON_FILES_DIR", "/data/uploads") == (0, 1)
+    assert foreign("PYLON_FILES_PROVIDER", "stack0") == (0, 1)
     assert foreign("PYLON_CAPTCHA_SECRET", "x") == (0, 1)
     assert foreign("RUST_LOG", "info") == (0, 1)
     dev = {"PYLON_DEV_MODE": "1"}

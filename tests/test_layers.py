@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "pylon.auth", "pylon.changelog", "pylon.crdt", "pylon.realtime", "pylon.rates",
         "pylon.limiter", "pylon.app_rates", "pylon.app", "pylon.mail", "pylon.tracing",
+        "pylon.files",
     ),
     # How a store is made. Nobody but the factory knows a backend.
     ("pylon.storage.core", "pylon.storage.bundle"),

@@ -32,6 +32,7 @@ from pylon.api.data import (
     query,
     search,
 )
+from pylon.api.files import listing, upload
 from pylon.api.http import responses
 from pylon.api.http import route_access as access
 from pylon.api.http.middleware import RequestMiddleware
@@ -78,7 +79,7 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
 def _routes(services: Services) -> list[tuple[str, object, Methods]]:
     """Return the resource of each path, in falcon's notation, and who may call its methods."""
     data, sync, realtime = services.data, services.sync, services.realtime
-    identity, admin = services.identity, services.admin
+    identity, admin, files = services.identity, services.admin, services.files
     return [
         ("/health", system.Health(admin), {"GET": access.OPEN}),
         ("/livez", system.Livez(), {"GET": access.OPEN}),
@@ -201,6 +202,16 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
             {"GET": access.SHARDS_READ, "POST": access.SHARDS_WRITE, "DELETE": access.SHARDS_WRITE},
         ),
         ("/api/matchmaking/ack", matchmaking.MatchAck(realtime), {"POST": access.SHARDS_WRITE}),
+        ("/api/files", listing.FileList(files), {"GET": access.FILES_READ}),
+        ("/api/files/upload", upload.Upload(files), {"POST": access.FILES_WRITE}),
+        (
+            "/api/files/{file_id}", listing.OneFile(files),
+            {
+                "GET": access.FILES_READ, "PATCH": access.FILES_WRITE,
+                "DELETE": access.FILES_WRITE,
+            },
+        ),
+        ("/api/files/{file_id}/sign", listing.FileLink(files), {"POST": access.FILES_READ}),
         ("/api/sync/ws", system.SyncSocket(admin), {"GET": access.OPEN}),
         ("/api/__test__/reset", reset.TestReset(admin), {"POST": access.ADMIN_WRITE}),
     ]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from pylon import limits
 from pylon.admission import Admission
 from pylon.api.admin.readiness import Readiness
 from pylon.api.data.conflicts import ConflictWatch
@@ -32,7 +33,9 @@ from pylon.api.sync.hints import HintPublisher
 from pylon.app import App
 from pylon.app_rates import AppRates
 from pylon.auth.cookies import SessionCookie, session_cookie
+from pylon.auth.keys import Keys
 from pylon.auth.origin import Origins, origins
+from pylon.auth.secret_key import read_keys
 from pylon.auth.session_cache import SessionCache
 from pylon.bus.identity import CallFacts, IdentityAnswer
 from pylon.bus.messages import Signal
@@ -40,6 +43,7 @@ from pylon.bus.rooms_messages import RoomCommand, RoomReply
 from pylon.bus.shards import DescribeAll, MatchCommand, ShardAnswers, ShardCommand
 from pylon.changelog.feed import Feed
 from pylon.changelog.pull import Pulled
+from pylon.files.disk import FileFolder
 from pylon.limiter import RateLimiter
 from pylon.round_robin import RoundRobin
 from pylon.storage.interface import Store
@@ -230,6 +234,33 @@ class RealtimeServices:
 
 
 @dataclass(slots=True)
+class FilesServices:
+    """Services of the resources of files.
+
+    `keys` sign links; None where the run has none. `collect_at_s`: see
+    `pylon.api.files.receiving`.
+    """
+
+    requests: RequestServices
+    app: App
+    folder: FileFolder = field(init=False)
+    store: Store = field(init=False)
+    writer: Writer = field(init=False)
+    uploads: Admission = field(init=False)
+    keys: Keys | None = field(init=False)
+    collect_at_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = FileFolder(self.app.config.files_folder)
+
+    def connect(self, connections: Connections) -> None:
+        self.store = connections.store
+        self.writer = connections.writer
+        self.uploads = Admission("uploads", limits.UPLOADS_AT_ONCE, limits.UPLOADS_OF_CALLER)
+        self.keys = read_keys(self.app.config)
+
+
+@dataclass(slots=True)
 class IdentityServices:
     """Services of the resources of sessions and sign-in."""
 
@@ -277,13 +308,15 @@ class Services(msgspec.Struct, frozen=True):
     data: DataServices
     sync: SyncServices
     realtime: RealtimeServices
+    files: FilesServices
     identity: IdentityServices
     admin: AdminServices
 
     def connect(self, connections: Connections) -> None:
         """Give all groups what this process has made. Call it once, before the first request."""
         for group in (
-            self.requests, self.data, self.sync, self.realtime, self.identity, self.admin,
+            self.requests, self.data, self.sync, self.realtime, self.files, self.identity,
+            self.admin,
         ):
             group.connect(connections)
 
@@ -298,6 +331,7 @@ def make_services(app: App, control_socket: Path) -> Services:
         data=DataServices(requests, app),
         sync=SyncServices(),
         realtime=RealtimeServices(requests, app),
+        files=FilesServices(requests, app),
         identity=IdentityServices(requests, app),
         admin=AdminServices(requests, app, control_socket),
     )

@@ -15,6 +15,7 @@ from pylon.auth.cookies import session_cookie
 from pylon.config import Config
 from pylon.manifest.model import Manifest
 from pylon.openapi.documents import document_paths
+from pylon.openapi.files import file_paths, file_schemas
 from pylon.openapi.filters import filter_schemas
 from pylon.openapi.identity import identity_paths, identity_schemas
 from pylon.openapi.identity_routes import forwarded_paths
@@ -96,13 +97,13 @@ def openapi_document(manifest: Manifest, config: Config) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of an app."""
     schemas: dict[str, Schema] = {
         "Error": _ERROR, **identity_schemas(), **sync_schemas(manifest),
-        **write_schemas(manifest), **room_schemas(), **shard_schemas(),
+        **write_schemas(manifest), **room_schemas(), **shard_schemas(), **file_schemas(),
     }
     paths = {
         **server_paths(), **identity_paths(), **forwarded_paths(), **session_paths(),
         **sync_paths(), **graph_paths(manifest),
         **write_paths(manifest), **document_paths(manifest), **room_paths(),
-        **shard_paths(),
+        **shard_paths(), **file_paths(),
     }
     for entity in manifest.entities:
         schemas |= entity_schemas(entity) | filter_schemas(entity, config)

@@ -77,16 +77,25 @@ def while_caller_lasts(
         return
     clock = services.app.clock
     checked_s = clock.monotonic_s()
-    credentials = (env.get("HTTP_AUTHORIZATION"), env.get("HTTP_COOKIE"))
     for piece in pieces:
         if clock.monotonic_s() - checked_s >= limits.SESSION_CACHE_S:
             checked_s = clock.monotonic_s()
-            present = services.session_cache.find(credentials)
-            if present is None:
-                present = services.session_cache.look_up(credentials, token_of(req, services))
-            if present.auth != caller.auth:
-                raise SessionExpired("The session has ended during the response")
+            require_caller(req, services, caller)
         yield piece
+
+
+def require_caller(req: falcon.Request, services: RequestServices, caller: Caller) -> None:
+    """Check that the credentials of a long request still stand for its caller.
+
+    Raises:
+        SessionExpired: they no longer count, or stand for somebody else.
+    """
+    credentials = (req.env.get("HTTP_AUTHORIZATION"), req.env.get("HTTP_COOKIE"))
+    present = services.session_cache.find(credentials)
+    if present is None:
+        present = services.session_cache.look_up(credentials, token_of(req, services))
+    if present.auth != caller.auth:
+        raise SessionExpired("The session has ended during the request")
 
 
 def subject_of(req: falcon.Request, services: RequestServices) -> str:

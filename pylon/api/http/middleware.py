@@ -47,7 +47,9 @@ _log = get_logger("http")
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._\-]{1,128}", re.ASCII)
 _VARY_LINE: Final = b"vary: Origin\r\n"
+_CACHE_LINE: Final = b"cache-control: no-store\r\n"
 _REFERRER_LINE: Final = b"referrer-policy: strict-origin-when-cross-origin\r\n"
+_OWN: Final = frozenset({"referrer-policy", "cache-control"})  # a response may have another one
 _PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
 
 
@@ -123,6 +125,7 @@ class RequestMiddleware:
                 if (
                     not has_bearer and _has_body(env) and not takes_form(req.path)
                     and cookie_value(cookies, self._cookie.name)
+                    and not (origin is not None and takes_bytes(req.path))
                 ):
                     check_body_type(env.get("CONTENT_TYPE"))
 
@@ -155,6 +158,8 @@ class RequestMiddleware:
                 resp.append_header("vary", "Origin")  # one field for both
             if resp.get_header("referrer-policy") is not None:  # a page has a stricter one
                 lines = lines.replace(_REFERRER_LINE, b"")
+            if resp.get_header("cache-control") is not None:  # a file says how long it lasts
+                lines = lines.replace(_CACHE_LINE, b"")
             if request_id is not None:
                 lines += b"x-request-id: %b\r\n" % request_id.encode()
             if resp.get_header("access-control-allow-origin") is not None:
@@ -167,7 +172,7 @@ class RequestMiddleware:
         else:
             for name, value in self._api_headers if is_api else self._plain_headers:
                 add = resp.append_header if name == "vary" else resp.set_header
-                if name != "referrer-policy" or resp.get_header(name) is None:
+                if name not in _OWN or resp.get_header(name) is None:
                     add(name, value)
             if resp.get_header("access-control-allow-origin") is None:
                 for name, value in self._origins.cors(origin):
@@ -203,6 +208,12 @@ class RequestMiddleware:
             self._access_log.write(req, resp, elapsed_s, size_bytes)
         if self._services.spans is not None:
             request_spans.finish(req, resp, self._services.spans, elapsed_s, size_bytes)
+
+
+def takes_bytes(path: str) -> bool:
+    """Whether a route takes bodies of any type: uploads. Their Origin was checked, and a page must
+    send one for its session cookie to count."""
+    return path.startswith(("/api/files/upload", "/api/files/tus"))
 
 
 def _sets_cookie(resp: falcon.Response) -> bool:

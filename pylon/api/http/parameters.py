@@ -28,6 +28,8 @@ KNOWN: Final[Mapping[str, tuple[str, ...]]] = {
     "/api/auth/sessions": ("others",),
     "/api/entities/{entity}": ("limit", "offset", "count", "page", "per_page"),
     "/api/entities/{entity}/cursor": ("after", "limit"),
+    "/api/files": ("owner", "type", "attached", "after", "limit"),
+    "/api/files/{file_id}": ("download", "expires", "signature"),
     "/api/import": ("ids",),
     "/api/manifest": ("full",),
     "/api/matchmaking": ("player",),

@@ -64,6 +64,8 @@ SYNC_READ: Final = MethodAccess(SYNC, changes=False)
 SYNC_WRITE: Final = MethodAccess(SYNC, changes=True)
 ROOMS_READ: Final = MethodAccess(ROOMS, changes=False)
 ROOMS_WRITE: Final = MethodAccess(ROOMS, changes=True)
+FILES_READ: Final = MethodAccess("files:read", changes=False)
+FILES_WRITE: Final = MethodAccess("files:write", changes=True)
 SHARDS_READ: Final = MethodAccess(SHARDS, changes=False)
 SHARDS_WRITE: Final = MethodAccess(SHARDS, changes=True)
 

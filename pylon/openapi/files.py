@@ -1,0 +1,147 @@
+"""Operations of files: uploads, downloads, links, records (docs/files.md)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pylon import errors, limits
+from pylon.api.files.bodies import PatchBody, SignBody
+from pylon.openapi.bodies import body_schema
+from pylon.openapi.parts import (
+    STORE_ERRORS,
+    WRITE_ERRORS,
+    ErrorClass,
+    Paths,
+    Schema,
+    header,
+    listed,
+    nullable,
+    obj,
+    operation,
+    path,
+    query,
+    ref,
+    response,
+)
+
+_TAG: Final = "files"
+_TEXT: Final[Schema] = {"type": "string"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_YES: Final[Schema] = {"type": "boolean"}
+_BYTES: Final[Schema] = {"type": "string", "format": "binary"}
+_OCTETS: Final = "application/octet-stream"
+_SIGNED_IN: Final[list[dict[str, list[str]]]] = [{"BearerAuth": []}, {"CookieAuth": []}]
+_COMMON: Final[tuple[ErrorClass, ...]] = (
+    *WRITE_ERRORS, errors.Unavailable, errors.ScopeDenied, errors.RateLimited, errors.AuthRequired,
+)
+_UPLOAD: Final[tuple[ErrorClass, ...]] = (
+    *_COMMON, errors.FileQuotaExceeded, errors.InvalidRequest, errors.PayloadTooLarge,
+    errors.RequestTimeout, errors.SessionExpired, errors.StorageFull,
+    errors.UnsupportedMediaType,
+)
+_READ: Final[tuple[ErrorClass, ...]] = (
+    *STORE_ERRORS, errors.FileNotFound, errors.LinkInvalid, errors.RateLimited, errors.ScopeDenied,
+    errors.Unavailable,
+)
+_FILE: Final = path(
+    "file_id", "The id of a file",
+    {"type": "string", "pattern": "^file_[0-9a-f]{40}(_[A-Za-z0-9_-]{0,80})?$"},
+)
+
+
+def file_schemas() -> dict[str, Schema]:
+    """Return the schemas of a stored file and of its record."""
+    stored = {
+        "id": _TEXT, "url": _TEXT, "size": _COUNT, "type": _TEXT, "sha256": nullable(_TEXT),
+        "name": _TEXT,
+    }
+    return {
+        "StoredFile": obj(stored),
+        "File": obj({
+            **stored, "state": {"enum": ["pending", "ready"]}, "public": _YES,
+            "owner": nullable(_TEXT), "entity": nullable(_TEXT), "row_id": nullable(_TEXT),
+            "field": nullable(_TEXT), "created_at": _COUNT, "attached_at": nullable(_COUNT),
+        }),
+    }
+
+
+def file_paths() -> Paths:
+    """Return the paths under /api/files."""
+    upload = operation(
+        "post", "uploadFile", _TAG, "Store a file that comes in this request",
+        {201: response("The file is stored", ref("StoredFile"))},
+        raises=(*_UPLOAD, errors.InvalidMultipart, errors.LimitExceeded), security=_SIGNED_IN,
+        parameters=[header("X-Filename", _TEXT, "The name of a raw body, percent-encoded")],
+    )
+    upload["post"]["requestBody"] = {
+        "required": True,
+        "content": {
+            _OCTETS: {"schema": _BYTES},
+            "multipart/form-data": {"schema": obj({"file": _BYTES}, ("file",), is_open=True)},
+        },
+    }
+    return {
+        "/api/files": operation(
+            "get", "files", _TAG, "The caller's files; all of them for an administrator",
+            {200: response("A page of files", obj({
+                "files": listed(ref("File")), "next": nullable(_TEXT),
+            }))},
+            raises=(
+                *STORE_ERRORS, errors.AuthRequired, errors.Forbidden, errors.InvalidQuery,
+                errors.RateLimited, errors.ScopeDenied, errors.Unavailable,
+            ),
+            security=_SIGNED_IN,
+            parameters=[
+                query("owner", _TEXT, "A user; others than the caller for administrators only"),
+                query("type", _TEXT, "A media type, or a family such as image/*"),
+                query("attached", _YES, "Whether a row has the file"),
+                query("after", _TEXT, "The `next` of the page before"),
+                query(
+                    "limit", {"type": "integer", "minimum": 1},
+                    f"How many; at most {limits.FILES_PAGE_MAX}",
+                ),
+            ],
+        ),
+        "/api/files/upload": upload,
+        "/api/files/{file_id}": {
+            **_download(),
+            **operation(
+                "patch", "changeFile", _TAG, "Rename a file, or make it public",
+                {200: response("The file", ref("File"))},
+                raises=(*_COMMON, errors.FileNotFound), parameters=[_FILE],
+                security=_SIGNED_IN, body=body_schema(PatchBody),
+            ),
+            **operation(
+                "delete", "deleteFile", _TAG, "Delete a file",
+                {204: response("The file is gone")}, raises=(*_COMMON, errors.FileNotFound),
+                parameters=[_FILE], security=_SIGNED_IN,
+            ),
+        },
+        "/api/files/{file_id}/sign": operation(
+            "post", "signFile", _TAG, "A link that reads a file without a session",
+            {200: response("The link", obj({"url": _TEXT, "expires_at": _COUNT}))},
+            raises=(*_READ, errors.LimitExceeded, errors.NotSupported),
+            parameters=[_FILE], body=body_schema(SignBody),
+        ),
+    }
+
+
+def _download() -> dict[str, Any]:
+    return operation(
+        "get", "file", _TAG, "The bytes of a file, or one range of them",
+        {
+            200: response("The file", _BYTES, media="*/*"),
+            206: response("The range", _BYTES, media="*/*"),
+            304: response("The client has these bytes"),
+        },
+        raises=(*_READ, errors.RangeNotSatisfiable),
+        parameters=[
+            _FILE,
+            query("download", _TEXT, "Have the browser save the file"),
+            query("expires", _TEXT, "Of a signed link"),
+            query("signature", _TEXT, "Of a signed link"),
+            header("Range", _TEXT, "One range of bytes; several are ignored"),
+            header("If-Range", _TEXT, "The ETag that the range belongs to"),
+            header("If-None-Match", _TEXT, "ETags that the client has"),
+        ],
+    )
