@@ -32,7 +32,7 @@ from pylon.api.data import (
     query,
     search,
 )
-from pylon.api.files import listing, upload
+from pylon.api.files import listing, staged, tus, upload
 from pylon.api.http import responses
 from pylon.api.http import route_access as access
 from pylon.api.http.middleware import RequestMiddleware
@@ -204,6 +204,20 @@ def _routes(services: Services) -> list[tuple[str, object, Methods]]:
         ("/api/matchmaking/ack", matchmaking.MatchAck(realtime), {"POST": access.SHARDS_WRITE}),
         ("/api/files", listing.FileList(files), {"GET": access.FILES_READ}),
         ("/api/files/upload", upload.Upload(files), {"POST": access.FILES_WRITE}),
+        ("/api/files/init", staged.Init(files), {"POST": access.FILES_WRITE}),
+        ("/api/files/confirm", staged.Confirm(files), {"POST": access.FILES_WRITE}),
+        (
+            f"{staged.UPLOADS}/{{file_id}}", staged.StagedBytes(files),
+            {"PUT": access.FILES_WRITE},
+        ),
+        (tus.TUS, tus.Uploads(files), {"POST": access.FILES_WRITE}),
+        (
+            f"{tus.TUS}/{{file_id}}", tus.OneUpload(files),
+            {
+                "GET": access.FILES_READ, "PATCH": access.FILES_WRITE,
+                "DELETE": access.FILES_WRITE,
+            },
+        ),
         (
             "/api/files/{file_id}", listing.OneFile(files),
             {

@@ -45,6 +45,16 @@ _CORS: Final[Headers] = (
     ("vary", "Origin"),
 )
 
+_TUS_SENT: Final = (
+    "Range, If-Range, Tus-Resumable, Upload-Length, Upload-Offset, Upload-Metadata, "
+    "Upload-Checksum"
+)
+_TUS_READ: Final = (
+    "Location, Accept-Ranges, Content-Range, Content-Length, Content-Disposition, Tus-Resumable, "
+    "Tus-Version, Tus-Extension, Tus-Max-Size, Tus-Checksum-Algorithm, Upload-Offset, "
+    "Upload-Length, Upload-Expires"
+)
+
 
 def security_headers(config: Config) -> Headers:
     """Return the security headers, which are the same for all answers."""
@@ -60,6 +70,18 @@ def fixed_headers(config: Config) -> Headers:
 def api_headers(config: Config) -> Headers:
     """Return the headers of every answer of the API, which no cache may keep."""
     return (*fixed_headers(config), ("cache-control", "no-store"))
+
+
+def file_headers(config: Config) -> Headers:
+    """Return the headers of every answer of the routes of files: pages send and read more fields
+    there, those of ranges and of tus."""
+    further = {
+        "access-control-allow-headers": _TUS_SENT, "access-control-expose-headers": _TUS_READ,
+    }
+    return tuple(
+        (name, f"{value}, {further[name]}" if name in further else value)
+        for name, value in api_headers(config)
+    )
 
 
 def unread_headers(config: Config, origins: Origins) -> Headers:

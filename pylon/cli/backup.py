@@ -39,6 +39,7 @@ from pylon.config import Config
 from pylon.control import ControlDialogue
 from pylon.data_dir_lock import DataDirLocked, lock_data_dir
 from pylon.errors import BackupRefused, NotRunning, PylonError, Unavailable
+from pylon.files.disk import FileFolder
 from pylon.storage.backend import Backend
 from pylon.storage.backups import BackupRecord, BackupReport, Progress
 from pylon.storage.bundle.encrypted import (
@@ -129,6 +130,11 @@ def backup(
             raise
     if not made.secret_key:
         note(_missing_key_text(config))
+    if any(FileFolder(config.files_folder).keys()):
+        note(
+            f"the bundle does not have the files that clients uploaded: copy {config.files_folder} "
+            "too, after the bundle (docs/files.md)"
+        )
     result(made.to_json(), f"{target}: seq {made.seq}, {made.size_bytes} bytes")
 
 

@@ -36,8 +36,9 @@ VERBS: Final = (  # in the order of the help; module and function are named alik
     "doctor", "top", "metrics", "logs", "support-bundle",
     "manifest", "data",
     "schema", "seed", "client", "export", "import", "bench", "search", "shards", "session",
-    "user", "key", "jwt", "secret", "audit", "replay", "docs", "explain", "explain-query", "policy",
-    "mail", "install-systemd", "uninstall", "completion", "man", "version",
+    "user", "key", "jwt", "secret", "audit", "files", "replay", "docs", "explain",
+    "explain-query", "policy", "mail", "install-systemd", "uninstall", "completion", "man",
+    "version",
 )
 
 

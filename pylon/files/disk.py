@@ -136,20 +136,46 @@ class FileFolder:
         except BlockingIOError:
             os.close(fd)
             raise UploadLocked("Another request is sending bytes of this upload") from None
-        return Incoming(fd, path, os.fstat(fd).st_size)
+        incoming = Incoming(fd, path, os.fstat(fd).st_size)
+        marked = _read_mark(path)
+        if marked is not None:  # a request with a checksum was cut off
+            incoming.cut(min(marked, incoming.size_bytes))
+            incoming.sync()
+            _mark_of(path).unlink()
+        return incoming
 
-    def incoming_size(self, name: str) -> int | None:
-        """Return the bytes of an incoming file; None if there is none."""
+    def offset(self, name: str) -> int | None:
+        """Return the bytes of an incoming file that count; None if there is none."""
+        path = self.path / INCOMING / name
         try:
-            return (self.path / INCOMING / name).lstat().st_size
+            size_bytes = path.lstat().st_size
         except FileNotFoundError:
             return None
+        marked = _read_mark(path)
+        return size_bytes if marked is None else min(marked, size_bytes)
 
-    def replace_incoming(self, incoming: Incoming, name: str) -> None:
-        """Give an incoming file another name, in place of the file that has it."""
+    def mark(self, incoming: Incoming) -> None:
+        """Note the size of an incoming file: the next `resume` goes back to it, until `unmark`."""
+        path = _mark_of(incoming.path)
+        fd = os.open(path, _FLAGS | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.write(fd, str(incoming.size_bytes).encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        sync_path(path.parent)
+
+    def unmark(self, incoming: Incoming) -> None:
+        """Let all bytes of an incoming file count. They are synced."""
+        _mark_of(incoming.path).unlink()
+
+    def keep_incoming(self, incoming: Incoming, name: str) -> None:
+        """Sync an incoming file and rename it, in place of the file that has this name."""
+        incoming.sync()
         path = incoming.path.with_name(name)
         incoming.path.rename(path)
         incoming.path = path
+        sync_path(path.parent)
 
     def publish(self, incoming: Incoming, key: str) -> None:
         """Sync an incoming file and move it to its final path. It is complete then."""
@@ -167,6 +193,10 @@ class FileFolder:
         """
         return _open_plain(self.final_path(key), os.O_RDONLY)
 
+    def size_of(self, key: str) -> int:
+        """Return the size of a complete file."""
+        return self.final_path(key).stat().st_size
+
     def has(self, key: str) -> bool:
         """Whether there is a complete file."""
         return self.final_path(key).is_file()
@@ -179,8 +209,10 @@ class FileFolder:
 
     def drop_incoming(self, name: str) -> None:
         """Delete an incoming file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / INCOMING / name).unlink()
+        path = self.path / INCOMING / name
+        for each in (path, _mark_of(path)):
+            with contextlib.suppress(FileNotFoundError):
+                each.unlink()
 
     def final_path(self, key: str) -> Path:
         """Return the path of a complete file. The last characters of a key are random."""
@@ -205,6 +237,19 @@ class FileFolder:
 def read_piece(fd: int, size: int, position: int) -> bytes:
     """Return bytes of an open file."""
     return os.pread(fd, size, position)
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.mark")
+
+
+def _read_mark(path: Path) -> int | None:
+    """Return the size that is noted beside an incoming file; 0 if the note was cut off."""
+    try:
+        text = _mark_of(path).read_text()
+    except FileNotFoundError:
+        return None
+    return int(text) if text.isdigit() else 0
 
 
 def _open_plain(path: Path, flags: int) -> int:

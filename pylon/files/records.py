@@ -11,10 +11,13 @@ Invariant: each change names the state that it expects, so of two requests one i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final
 
 from pylon.errors import FileQuotaExceeded, PylonError
+from pylon.files.names import key_of
 from pylon.storage.auth_ops import (
     Condition,
     DropRecords,
@@ -30,7 +33,7 @@ from pylon.storage.ops import Transact, WriteReply
 TABLE: Final = "files"
 PENDING: Final = "pending"
 READY: Final = "ready"
-_MAX: Final = (1 << 63) - 1
+_PAGE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,19 @@ def find_record(store: Store, file_id: str) -> FileRecord | None:
     where = [Condition("id", "=", file_id)]
     found = store.point(lambda reader: reader.records(TABLE, where, (), 1))
     return record_of(found[0]) if found else None
+
+
+def keys_of_owner(store: Store, owner: str) -> Iterator[str]:
+    """Yield the keys of all files of a user, complete or not."""
+    last = ""
+    while True:
+        where = [Condition("owner", "=", owner), Condition("id", ">", last)]
+        found = store.point(methodcaller("records", TABLE, where, (), _PAGE))
+        for values in found:
+            last = str(values["id"])
+            yield key_of(last) or ""
+        if len(found) < _PAGE:
+            return
 
 
 def put(record: FileRecord, quota_bytes: int) -> Transact:

@@ -200,6 +200,14 @@ class Entity:
         return tuple(f for f in self.fields if not f.server_only)
 
     @cached_property
+    def file_fields(self) -> tuple[Field, ...]:
+        """Return the fields that name files."""
+        return tuple(
+            f for f in self.fields
+            if f.constraints is not None and f.constraints.format == "file"
+        )
+
+    @cached_property
     def index_columns(self) -> tuple[tuple[str, ...], ...]:
         """Return the columns of each index of all rows, including that of the ids."""
         unique = tuple((f.name,) for f in self.fields if f.unique)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from pylon import errors, limits
-from pylon.api.files.bodies import PatchBody, SignBody
+from pylon.api.files.bodies import ConfirmBody, InitBody, PatchBody, SignBody
 from pylon.openapi.bodies import body_schema
 from pylon.openapi.parts import (
     STORE_ERRORS,
@@ -103,6 +103,7 @@ def file_paths() -> Paths:
             ],
         ),
         "/api/files/upload": upload,
+        **_staged(), **_tus(),
         "/api/files/{file_id}": {
             **_download(),
             **operation(
@@ -123,6 +124,85 @@ def file_paths() -> Paths:
             raises=(*_READ, errors.LimitExceeded, errors.NotSupported),
             parameters=[_FILE], body=body_schema(SignBody),
         ),
+    }
+
+
+def _staged() -> Paths:
+    bytes_ = operation(
+        "put", "putUploadBytes", _TAG, "Send the bytes of an upload, in place of earlier ones",
+        {204: response("The bytes are there")},
+        raises=(*_UPLOAD, errors.FileNotFound, errors.UploadFinished),
+        parameters=[_FILE], security=_SIGNED_IN,
+    )
+    bytes_["put"]["requestBody"] = {"required": True, "content": {_OCTETS: {"schema": _BYTES}}}
+    return {
+        "/api/files/init": operation(
+            "post", "initUpload", _TAG, "Begin an upload of three requests",
+            {200: response("Where its bytes go", obj({
+                "assetId": _TEXT, "uploadUrl": _TEXT, "cdnUrl": _TEXT,
+                "expiresAt": {"type": "string", "format": "date-time"},
+            }))},
+            raises=(
+                *_COMMON, errors.FileQuotaExceeded, errors.PayloadTooLarge, errors.StorageFull,
+            ),
+            security=_SIGNED_IN, body=body_schema(InitBody),
+        ),
+        "/api/files/uploads/{file_id}": bytes_,
+        "/api/files/confirm": operation(
+            "post", "confirmUpload", _TAG, "Complete an upload whose bytes are there",
+            {200: response("The file is stored", ref("StoredFile"))},
+            raises=(
+                *_COMMON, errors.FileNotFound, errors.FileQuotaExceeded, errors.MissingField,
+                errors.UploadIncomplete, errors.UploadLocked,
+            ),
+            security=_SIGNED_IN, body=body_schema(ConfirmBody),
+        ),
+    }
+
+
+def _tus() -> Paths:
+    version = header("Tus-Resumable", {"const": "1.0.0"}, "The version of the protocol")
+    about = "tus 1.0.0, https://tus.io/protocols/resumable-upload"
+    raises = (
+        *_UPLOAD, errors.ChecksumMismatch, errors.FileNotFound, errors.LimitExceeded,
+        errors.UploadConflict, errors.UploadLocked, errors.UploadVersion,
+    )
+    checksum = header("Upload-Checksum", _TEXT, "sha256, a space, the checksum in base64")
+    return {
+        "/api/files/tus": operation(
+            "post", "createResumable", _TAG, f"Begin a resumable upload ({about})",
+            {201: response("Location has its URL")}, raises=raises, security=_SIGNED_IN,
+            parameters=[
+                version, checksum, header("Upload-Length", _COUNT, "The size of the file"),
+                header("Upload-Metadata", _TEXT, "filename, filetype and others, in base64"),
+            ],
+        ),
+        "/api/files/tus/{file_id}": {
+            **operation(
+                "get", "resumable", _TAG, f"The offset of a resumable upload ({about})",
+                {200: response("Upload-Offset has it")},
+                raises=(
+                    *STORE_ERRORS, errors.AuthRequired, errors.FileNotFound, errors.RateLimited,
+                    errors.ScopeDenied, errors.Unavailable, errors.UploadVersion,
+                ),
+                parameters=[_FILE, version], security=_SIGNED_IN,
+            ),
+            **operation(
+                "patch", "appendResumable", _TAG, "Append bytes to a resumable upload",
+                {204: response("Upload-Offset has the bytes that the server has")},
+                raises=raises, security=_SIGNED_IN,
+                parameters=[
+                    _FILE, version, checksum,
+                    header("Upload-Offset", _COUNT, "The bytes that the server has"),
+                ],
+            ),
+            **operation(
+                "delete", "endResumable", _TAG, "End a resumable upload, or delete its file",
+                {204: response("The upload is gone")},
+                raises=(*_COMMON, errors.FileNotFound, errors.UploadVersion),
+                parameters=[_FILE, version], security=_SIGNED_IN,
+            ),
+        },
     }
 
 

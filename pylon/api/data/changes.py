@@ -46,6 +46,8 @@ def make_insert(
         judge = auth
     elif not rules.may_insert(auth, encoded.row):
         raise rules.denied("insert", auth, encoded.row)
+    elif any(encoded.row.get(field.name) is not None for field in entity.file_fields):
+        judge = auth  # the writer checks that the caller may attach the files
     return InsertRow(
         entity.name, row_id, encoded.values, encoded.row_json, given is not None, op, judge
     )

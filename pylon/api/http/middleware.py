@@ -26,6 +26,7 @@ from typing import Any, Final
 import falcon
 
 from pylon import limits
+from pylon.api.files.tus import TUS, TUS_HEADERS
 from pylon.api.http import request_spans
 from pylon.api.http.access_log import AccessLog, line_of
 from pylon.api.http.callers import caller_of
@@ -37,7 +38,7 @@ from pylon.api.identity.routes import takes_any_origin, takes_form
 from pylon.api.services import RequestServices
 from pylon.auth.cookies import cookie_value, has_conflict
 from pylon.auth.origin import PREFLIGHT_MAX_AGE_S, SAFE_METHODS, check_body_type
-from pylon.auth.response_headers import api_headers, fixed_headers
+from pylon.auth.response_headers import api_headers, file_headers, fixed_headers
 from pylon.auth.tokens import bearer_token
 from pylon.errors import RequestQuarantined
 from pylon.log import get_logger
@@ -50,6 +51,7 @@ _VARY_LINE: Final = b"vary: Origin\r\n"
 _CACHE_LINE: Final = b"cache-control: no-store\r\n"
 _REFERRER_LINE: Final = b"referrer-policy: strict-origin-when-cross-origin\r\n"
 _OWN: Final = frozenset({"referrer-policy", "cache-control"})  # a response may have another one
+_FILES: Final = "/api/files"
 _PROBES: Final = frozenset({"/health", "/livez", "/readyz"})
 
 
@@ -65,6 +67,9 @@ class RequestMiddleware:
         self._cookie = services.cookie
         self._plain_headers = fixed_headers(services.app.config)
         self._api_headers = api_headers(services.app.config)
+        self._file_headers = file_headers(services.app.config)
+        self._file_lines = header_lines(self._file_headers)
+        self._tus_max_bytes = str(services.app.config.file_resumable_max_bytes)
         self._plain_lines = header_lines(self._plain_headers)
         self._api_lines = header_lines(self._api_headers)
         self._lines_without_origin = header_lines(self._origins.cors(None))
@@ -107,6 +112,9 @@ class RequestMiddleware:
         if method == "OPTIONS":
             resp.status = 204
             resp.set_header("access-control-max-age", PREFLIGHT_MAX_AGE_S)
+            if req.path.startswith(TUS):
+                for name, value in (*TUS_HEADERS, ("tus-max-size", self._tus_max_bytes)):
+                    resp.set_header(name, value)
             resp.complete = True
             return
         self._services.rates.admit(req, lambda: caller_of(req, self._services).auth)
@@ -153,6 +161,8 @@ class RequestMiddleware:
         origin = env.get("HTTP_ORIGIN")
         if "pylon.head" in env:  # our HTTP server takes header lines as they go on the wire
             lines = self._api_lines if is_api else self._plain_lines
+            if path.startswith(_FILES):
+                lines = self._file_lines
             if getattr(context, "has_vary", False) and _VARY_LINE in lines:
                 lines = lines.replace(_VARY_LINE, b"")
                 resp.append_header("vary", "Origin")  # one field for both
@@ -170,7 +180,8 @@ class RequestMiddleware:
                 lines += header_lines(self._origins.cors(origin))
             env["pylon.head"] += lines
         else:
-            for name, value in self._api_headers if is_api else self._plain_headers:
+            headers = self._api_headers if is_api else self._plain_headers
+            for name, value in self._file_headers if path.startswith(_FILES) else headers:
                 add = resp.append_header if name == "vary" else resp.set_header
                 if name not in _OWN or resp.get_header(name) is None:
                     add(name, value)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import orjson
 
 from pylon import limits, metrics
+from pylon.auth_context import AuthContext
 from pylon.clock import Clock
 from pylon.crdt.document import too_large
 from pylon.errors import CrdtDecodeFailed, NotFound, PylonError
@@ -44,7 +45,7 @@ class Rows(Protocol):
     def put(
         self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
         before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
-        journal: Journal,
+        journal: Journal, auth: AuthContext,
     ) -> int:
         """Write the changed row, note its event and return its seq. Raises: PylonError."""
 
@@ -130,7 +131,8 @@ class DocumentWrites:
             change = _pending_change(key, cached) if cached.changed else None
             if patch:
                 seq = self._rows.put(
-                    entity, op.row_id, patch, before_json, before, version, row_json, row, journal
+                    entity, op.row_id, patch, before_json, before, version, row_json, row, journal,
+                    op.auth,
                 )
         except PylonError:
             self._cache.drop(key)

@@ -22,6 +22,7 @@ from pylon.clock import Clock
 from pylon.errors import EntityNotFound, NotFound, PreconditionFailed, PylonError
 from pylon.manifest.references import Reference
 from pylon.policy.entity_rules import Action
+from pylon.storage.core.attachments import AttachmentWrites
 from pylon.storage.core.constraint_errors import constraint_error
 from pylon.storage.core.documents import DocumentWrites
 from pylon.storage.core.entity import EntityWrites
@@ -39,7 +40,9 @@ _VERSIONS_SHOWN: Final = 5  # versions of an If-Match that a message names
 class RowWrites:
     """All rows of a database, for its writer, and their `documents`."""
 
-    __slots__ = ("_entities", "_transaction", "documents", "large", "references", "related")
+    __slots__ = (
+        "_entities", "_transaction", "attachments", "documents", "large", "references", "related",
+    )
 
     def __init__(
         self, transaction: RowTransaction, entities: Mapping[str, EntityWrites], clock: Clock,
@@ -51,6 +54,9 @@ class RowWrites:
         self.related = TransactionRelated(transaction)
         self.large = LargeRowBudget()
         self.references = ReferenceChecks(entities, references)
+        self.attachments = AttachmentWrites(
+            transaction, [each.entity for each in entities.values()]
+        )
         self.documents = DocumentWrites(transaction, entities, self, clock)
 
     def insert(self, request_id: int, op: InsertRow, journal: Journal) -> WriteReply:
@@ -58,6 +64,7 @@ class RowWrites:
 
         Raises:
             EntityNotFound, UniqueViolation, NullNotAllowed, PolicyDenied, ReferenceNotFound
+            FileNotAttachable, InvalidValue: see `attachments`.
         """
         entity = self.entity(op.entity)
         row_id, row_json = op.row_id, op.row_json
@@ -70,6 +77,10 @@ class RowWrites:
             self.large.charge(op.entity, row_id, len(row_json))
         if op.entity in self.references.checked and not op.has_checked_references:
             self.references.check_insert(entity, row_id, op.values)
+        attachment = None
+        if op.entity in self.attachments.entities:
+            after = orjson.loads(row_json)
+            attachment = self.attachments.plan(op.entity, row_id, None, after, op.auth)
         earlier = journal.event_of_deleted(op.entity, row_id) if journal.deleted else None
         seq = journal.next_seq(op.entity) if earlier is None else earlier.seq
         try:
@@ -78,6 +89,8 @@ class RowWrites:
             raise constraint_error(
                 op.entity, failure, orjson.loads(row_json), client_id_given=op.client_id_given
             ) from failure
+        if attachment is not None:
+            self.attachments.execute(op.entity, row_id, attachment, journal.now_s)
         journal.note(op.entity, row_id, earlier, row_json, None)
         return WriteReply(request_id, seq, row_id, False, 1)
 
@@ -102,14 +115,14 @@ class RowWrites:
                 self.large.charge(op.entity, row_id, len(row_json))
         change = self._change if entity.has_documents else self.put
         seq = change(
-            entity, row_id, patch, before_json, before, version, row_json, row, journal
+            entity, row_id, patch, before_json, before, version, row_json, row, journal, op.auth
         )
         return WriteReply(request_id, seq, row_id, False, 1)
 
     def _change(
         self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
         before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
-        journal: Journal,
+        journal: Journal, auth: AuthContext,
     ) -> int:
         """Do as `put`, and change the row's document too."""
         if entity.has_documents:
@@ -118,7 +131,7 @@ class RowWrites:
             change = None
         try:
             seq = self.put(
-                entity, row_id, patch, before_json, before, version, row_json, row, journal
+                entity, row_id, patch, before_json, before, version, row_json, row, journal, auth
             )
         except PylonError:
             if change is not None:
@@ -131,7 +144,7 @@ class RowWrites:
     def put(
         self, entity: EntityWrites, row_id: str, patch: Mapping[str, Any], before_json: bytes,
         before: Mapping[str, Any], version: int | None, row_json: bytes, row: Mapping[str, Any],
-        journal: Journal,
+        journal: Journal, auth: AuthContext,
     ) -> int:
         """Change the fields of `patch` in a row and note the event. Return its seq.
 
@@ -141,11 +154,15 @@ class RowWrites:
 
         Raises:
             UniqueViolation, NullNotAllowed, ReferenceNotFound: nothing was changed.
+            FileNotAttachable, InvalidValue: see `attachments`; nothing was changed.
         """
         if entity.name in self.references.checked:
             self.references.check_update(entity, row_id, before, patch)
         if len(row_json) > limits.SHORT_ROW_BYTES:  # few rows are
             check_row_size(entity.name, len(row_json), entity.row_max_bytes, len(before_json))
+        attachment = None
+        if entity.name in self.attachments.entities:
+            attachment = self.attachments.plan(entity.name, row_id, before, row, auth)
         earlier = journal.event_of(version)
         seq = journal.next_seq(entity.name) if earlier is None else earlier.seq
         try:
@@ -154,6 +171,8 @@ class RowWrites:
             raise constraint_error(
                 entity.name, failure, row, client_id_given=False
             ) from failure
+        if attachment is not None:
+            self.attachments.execute(entity.name, row_id, attachment, journal.now_s)
         return journal.note(entity.name, row_id, earlier, row_json, before_json)
 
     def delete(self, request_id: int, op: DeleteRow, journal: Journal) -> WriteReply:
@@ -194,6 +213,11 @@ class RowWrites:
         """Drop a row and its document, and note the event. Return its seq."""
         entity, row_id, row_json, version = stored
         entity.table.delete(row_id)
+        if entity.name in self.attachments.entities:
+            gone = self.attachments.plan(
+                entity.name, row_id, orjson.loads(row_json), None, None
+            )
+            self.attachments.execute(entity.name, row_id, gone, journal.now_s)
         if entity.has_documents:
             self.documents.drop(entity.name, row_id)
         return journal.note(entity.name, row_id, journal.event_of(version), None, row_json)
@@ -246,7 +270,9 @@ class RowWrites:
             patch = entity.defaults.stamp(row_id, patch, auth)
         before = orjson.loads(before_json)
         row, row_json = entity.codec.merge(before, patch)
-        self._change(entity, row_id, patch, before_json, before, version, row_json, row, journal)
+        self._change(
+            entity, row_id, patch, before_json, before, version, row_json, row, journal, auth
+        )
 
     def reset(self, request_id: int, op: ResetRows, journal: Journal) -> WriteReply:
         """Drop all rows of all entities."""
@@ -256,6 +282,8 @@ class RowWrites:
                 earlier = journal.event_of(version)
                 journal.note(entity.name, row_id, earlier, None, row_json)
                 count += 1
+            if entity.name in self.attachments.entities:
+                self.attachments.detach_all(entity.name)
             if entity.has_documents:
                 self.documents.drop_all(entity.name)
         return WriteReply(request_id, journal.seq if count else 0, count=count)

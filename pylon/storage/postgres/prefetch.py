@@ -80,9 +80,10 @@ _ACTIONS: Final[dict[type, Action]] = {
 
 class EntityReads:
     """The reads of one entity's writes. `parents`: the entities that fields refer to, by
-    field, with the field's place in an insert. `is_plain`: an insert asks for nothing."""
+    field, with the field's place in an insert. `files`: the places of the fields that name files,
+    by field. `is_plain`: an insert asks for nothing."""
 
-    __slots__ = ("has_documents", "is_plain", "parents", "rules", "table")
+    __slots__ = ("files", "has_documents", "is_plain", "parents", "rules", "table")
 
     def __init__(
         self, entity: Entity, table: PostgresTable, rules: EntityRules,
@@ -97,7 +98,10 @@ class EntityReads:
             reference.field: (places[reference.field], reference.target)
             for reference in references if reference.entity == entity.name
         }
-        self.is_plain = not (self.parents or table.uniques or rules.checks["insert"])
+        self.files = {field.name: places[field.name] for field in entity.file_fields}
+        self.is_plain = not (
+            self.parents or table.uniques or rules.checks["insert"] or self.files
+        )
 
 
 class _Recorder:
@@ -190,7 +194,7 @@ class Prefetch:
         if kind is DropSession:
             self._sessions[op.session_id] = None
             return
-        if kind in _LOCKED:
+        if kind in _LOCKED or self._touches_files(kind, op):
             self.needs_lock = True
         reads = self._entities.get(getattr(op, "entity", ""))
         if reads is None:
@@ -213,6 +217,20 @@ class Prefetch:
         action = _ACTIONS.get(kind)
         if action is not None and (checks["read"] or checks[action]):
             self._judged.append((reads, op))
+
+    def _touches_files(self, kind: type, op: Any) -> bool:
+        """Whether an operation attaches or detaches files, which the lock makes certain."""
+        if kind is DeleteRow:
+            # A cascade may reach any entity.
+            return any(each.files for each in self._entities.values())
+        reads = self._entities.get(getattr(op, "entity", ""))
+        if reads is None or not reads.files:
+            return False
+        if kind is UpdateRow:
+            return not reads.files.keys().isdisjoint(op.patch)
+        return kind is not InsertRow or any(
+            op.values[place] is not None for place in reads.files.values()
+        )
 
     def _plan_insert(self, reads: EntityReads, op: InsertRow) -> None:
         self._plan_key(op.op)

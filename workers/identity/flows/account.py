@@ -41,6 +41,8 @@ from pylon.errors import (
     ReferenceInUse,
     Unavailable,
 )
+from pylon.files.disk import FileFolder
+from pylon.files.records import keys_of_owner
 from pylon.manifest.model import Entity
 from pylon.manifest.org_entities import OWNER, OrgEntities, org_entities
 from pylon.manifest.owned_fields import org_fields, owned_fields
@@ -124,12 +126,16 @@ def end_account(identity: Identity, user_id: str, call: Call) -> _Ended:
         _empty(identity, user_id)
         for org_id in ending:
             empty_rows(identity, of_orgs, org_id)
+        files = list(keys_of_owner(identity.store, user_id))
         try:
             ended = _remove(identity, user_id, call)
         except (NotFound, PreconditionFailed, ReferenceInUse):
             if attempt == _TRIES - 1:
                 raise
             continue
+        folder = FileFolder(identity.app.config.files_folder)
+        for key in files:
+            folder.remove(key)
         _empty(identity, user_id)  # rows that came meanwhile, where no reference is checked
         for org_id in ending:
             empty_rows(identity, of_orgs, org_id)
@@ -152,6 +158,7 @@ def _remove(identity: Identity, user_id: str, call: Call) -> _Ended:
         for key in _email_keys(identity, user_id)
     ]
     steps += [DropRecords(table, mine) for table in ("identities", *_TABLES)]
+    steps.append(DropRecords("files", [Condition("owner", "=", user_id)]))
     steps += end_sessions_of(user_id)
     steps.append(audit_step(
         "account_delete", identity.app.clock, identity.app.random, user_id=user_id,
