@@ -86,7 +86,9 @@ class RunningRequests:
             The slot, for `end`.
         """
         body = environ["pylon.body"]
-        if body is not None and len(body) > _WHOLE_BODY_BYTES:
+        if body is None:  # an upload, which has not been read: others of its client may run too
+            body = (environ.get("CONTENT_LENGTH"), environ.get("HTTP_X_FILENAME"))
+        elif len(body) > _WHOLE_BODY_BYTES:
             body = (len(body), body[:_WHOLE_BODY_BYTES // 2], body[-_WHOLE_BODY_BYTES // 2:])
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         fingerprint = _WORD & hash((
