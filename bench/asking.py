@@ -43,6 +43,7 @@ class Asked:
     """The counts of one process. `failed`: how often each failure was seen."""
 
     requests: int = 0
+    ran_s: float = 0.0
     written: int = 0
     repeated: int = 0
     failed: dict[str, int] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class Askers:
             heapq.heappush(self._due, (asker.due_s, asker.number))
         while not pipe.poll():
             self._turn()
+        self.asked.ran_s = time.monotonic() - start_s
         end_s = time.monotonic() + _PATIENCE_S
         self._due = []
         while any(asker.request for asker in self._askers) and time.monotonic() < end_s:
@@ -220,6 +222,7 @@ def together(results: list[Asked]) -> dict[str, Any]:
             failures[text] = failures.get(text, 0) + count
     return {
         "requests": sum(each.requests for each in results),
+        "rate": round(sum(each.requests / each.ran_s for each in results if each.ran_s)),
         "written": sum(each.written for each in results),
         "failed": sum(failures.values()),
         "repeated": sum(each.repeated for each in results),

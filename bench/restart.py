@@ -91,6 +91,42 @@ class Crowd:
             process.join(10)
 
 
+class Requests:
+    """The processes that send requests, until `stop`."""
+
+    def __init__(self, port: int, rate: float) -> None:
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for number in range(_PROCESSES):
+            load = asking.Load(
+                port, srv.ADMIN, _CLIENTS // _PROCESSES, rate / _PROCESSES, f"p{number}"
+            )
+            ours, theirs = _SPAWN.Pipe()
+            process = _SPAWN.Process(target=asking.run, args=(theirs, load), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def stop(self) -> dict[str, Any]:
+        """End them, and return the figures of all."""
+        for pipe in self._pipes:
+            pipe.send(None)
+        asked = asking.together([pipe.recv() for pipe in self._pipes])
+        for process in self._processes:
+            process.join()
+        return asked
+
+
+def converge(server: srv.Server, crowd: Crowd) -> list[syncing.Synced]:
+    """Wait until every client has every event; return the counts."""
+    head, until_s = head_of(server), time.monotonic() + _PATIENCE_S
+    while True:
+        synced: list[syncing.Synced] = crowd.tell("stats", head)
+        if not any(each.behind for each in synced) or time.monotonic() > until_s:
+            return synced
+        time.sleep(_LOOK_S)
+
+
 def head_of(server: srv.Server) -> int:
     """Return the last seq of the change log."""
     since = 1
@@ -105,16 +141,7 @@ def measure(
     server: srv.Server, crowd: Crowd, rate: float, seconds: float, args: list[str]
 ) -> dict[str, Any]:
     """Run one command in the middle of the load; return the figures."""
-    crowd.tell("reset")
-    pipes, processes = [], []
-    for number in range(_PROCESSES):
-        load = asking.Load(
-            server.port, srv.ADMIN, _CLIENTS // _PROCESSES, rate / _PROCESSES, f"p{number}"
-        )
-        ours, theirs = _SPAWN.Pipe()
-        processes.append(_SPAWN.Process(target=asking.run, args=(theirs, load), daemon=True))
-        processes[-1].start()
-        pipes.append(ours)
+    load = Requests(server.port, rate)
     time.sleep(seconds / 3)
     crowd.tell("reset")
     started_s = time.monotonic()
@@ -126,18 +153,10 @@ def measure(
             break
         time.sleep(_LOOK_S)
     time.sleep(seconds / 3)
-    for pipe in pipes:
-        pipe.send(None)
-    asked = asking.together([pipe.recv() for pipe in pipes])
-    for process in processes:
-        process.join()
-    ended_s, head = time.monotonic(), head_of(server)
-    while True:
-        synced = crowd.tell("stats", head)
-        converged_s = time.monotonic() - ended_s
-        if not any(each.behind for each in synced) or converged_s > _PATIENCE_S:
-            break
-        time.sleep(_LOOK_S)
+    asked = load.stop()
+    ended_s = time.monotonic()
+    synced = converge(server, crowd)
+    converged_s = time.monotonic() - ended_s
     return {
         "exit": done.returncode, **asked, "command_s": round(command_s, 2),
         **syncing.together(synced, started_s), "converged_s": round(converged_s, 2),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,15 @@ def fill(server: Server, count: int) -> list[str]:
 @contextmanager
 def served(
     manifest: Mapping[str, Any] = MANIFEST, checkout: Path | None = None, poll_s: float = 0.1,
-    **settings: str,
+    log_path: Path | None = None, prefix: Sequence[str] = (), **settings: str,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and drain it at the end.
 
     Args:
         checkout: of the code to serve, with a ``.venv``; None: this one.
         poll_s: between two questions whether it is ready.
+        log_path: a file for the log; None: the log goes where that of this process goes.
+        prefix: a command that executes the server's, such as ``taskset -c 0``.
     """
     python = sys.executable if checkout is None else str(checkout / ".venv/bin/python")
     cli = [python, "-P", "-m", "pylon.cli.main"]  # -P: not the package of the current folder
@@ -163,7 +165,10 @@ def served(
             env |= {"PYLON_RATE_LIMIT_MAX": "0", "PYLON_RATE_LIMIT_MAX_AUTHED": "0", **settings}
         if "DATABASE_URL" in env:
             env.setdefault("PYLON_SECRET_KEY", SECRET_KEY)
-        process = subprocess.Popen([*cli, "start"], env=env, cwd=checkout)
+        log_file = None if log_path is None else log_path.open("wb")
+        process = subprocess.Popen(
+            [*prefix, *cli, "start"], env=env, cwd=checkout, stdout=log_file, stderr=log_file
+        )
         server = Server(process, port, env, cli)
         try:
             _wait_ready(server, poll_s)
@@ -175,6 +180,8 @@ def served(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if log_file is not None:
+                log_file.close()
 
 
 def _wait_ready(server: Server, poll_s: float) -> None:

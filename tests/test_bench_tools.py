@@ -200,6 +200,17 @@ def test_a_reload_under_load_drops_nothing() -> None:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.slow
+def test_a_drain_answers_requests_and_closes_sockets() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCH / "drain.py"), "--sockets", "20", "--requests", "4"],
+        capture_output=True, text=True, timeout=100, check=False,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["exit"], found["answers"], found["close_codes"]) == (0, {"201": 4}, {"1001": 20})
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.slow
 def test_windows_are_what_queries_answer_after_the_measurement(tmp_path: Path) -> None:
     code, report = ran(
         "windows.py", tmp_path, "--rows", "3000", "--windows", "30", "--live", "20",

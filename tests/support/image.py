@@ -147,21 +147,37 @@ class Container:
             self._nspawn = subprocess.Popen(
                 self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
+        try:
+            self._wait_started(self._nspawn)
+        except BaseException:  # then `__exit__` is not called
+            self._end()
+            raise
+        return self
+
+    def _wait_started(self, nspawn: subprocess.Popen[bytes]) -> None:
+        children = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
         deadline_s = time.monotonic() + _START_S
         while not self.pid:
-            assert time.monotonic() < deadline_s and self._nspawn.poll() is None, self.log()
+            assert time.monotonic() < deadline_s and nspawn.poll() is None, self.log()
             for pid in children.read_text().split():
                 if _is_first_process(pid):
                     self.pid = int(pid)
             time.sleep(0.02)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, ex: BaseException | None, tb: TracebackType | None
     ) -> None:
+        try:
+            if self._nspawn is not None and self._nspawn.poll() is None:
+                self.stop()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Leave no machine behind: the kernel ends the container with systemd-nspawn."""
         if self._nspawn is not None and self._nspawn.poll() is None:
-            self.stop()
+            self._nspawn.kill()
+            self._nspawn.wait()
 
     def run(self) -> int:
         """Run it to its end, and return its exit code."""
