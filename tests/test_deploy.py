@@ -44,7 +44,9 @@ def test_units_pass_systemd_verify(program: Program, tmp_path: Path) -> None:
     assert (done.returncode, said) == (0, [])
 
 
-@pytest.mark.parametrize("name", ["pylon.service", "pylon-backup.service"])
+@pytest.mark.parametrize(
+    "name", ["pylon.service", "pylon-backup.service", "pylon-drill.service"]
+)
 def test_units_are_hardened(program: Program, name: str) -> None:
     analyze = program("systemd-analyze", "systemd")
     done = run(

@@ -109,8 +109,8 @@ def all_listen(machine: Machine) -> bool:
 
 def test_install_commands_serve_an_app(machine: Machine) -> None:
     assert machine.ask("systemctl is-active pylon.service") == "active"
-    assert machine.ask("systemctl is-enabled pylon.service pylon-backup.timer").split() == [
-        "enabled", "enabled"]
+    assert machine.ask("systemctl is-enabled pylon.service pylon-backup.timer "
+                       "pylon-drill.timer").split() == ["enabled"] * 3
     assert get(machine, "/readyz").startswith("200 ")
     assert get(machine, "/metrics", "PYLON_METRICS_TOKEN").startswith("200 ")
     assert '"count":' in get(machine, "/api/entities/Todo")
@@ -183,6 +183,12 @@ def test_backup_and_restore_commands(machine: Machine) -> None:
     assert machine.ask("stat -c '%U %a' /etc/pylon/pylon.manifest.json") == "root 644"
     assert machine.ask("ls /var/lib/pylon /etc/pylon | grep -c replaced-") == "2"
     machine.ask("systemctl start pylon-backup.service")
+
+
+def test_drill_unit_leaves_a_report(machine: Machine) -> None:
+    machine.ask("systemctl start pylon-drill.service")
+    assert show(machine, "pylon-drill.service", "Result") == "success"
+    assert machine.ask("grep -l passed /var/lib/pylon/drills/drill-*.txt | wc -l") == "1"
 
 
 def test_restart_refuses_no_connection(machine: Machine) -> None:

@@ -17,8 +17,10 @@ CADDY: Final = "caddy"
 PROXIES: Final = (NGINX, CADDY, "none")
 
 SOCKET_UNITS: Final = ("pylon.socket", "pylon-ws.socket", "pylon-sse.socket", "pylon-shards.socket")
-SERVICE_UNITS: Final = ("pylon.service", "pylon-backup.timer")
-UNIT_FILES: Final = (*SOCKET_UNITS, *SERVICE_UNITS, "pylon-backup.service")
+SERVICE_UNITS: Final = ("pylon.service", "pylon-backup.timer", "pylon-drill.timer")
+UNIT_FILES: Final = (
+    *SOCKET_UNITS, *SERVICE_UNITS, "pylon-backup.service", "pylon-drill.service"
+)
 UNITS_FOLDER: Final = "etc/systemd/system"
 ENV_FILE: Final = "etc/pylon/pylon.env"
 MANIFEST: Final = "etc/pylon/pylon.manifest.json"

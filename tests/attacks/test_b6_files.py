@@ -205,7 +205,7 @@ def test_static_files_end_at_the_folders_edge(
 
 def test_the_shipped_units_keep_files_private() -> None:
     units = Path(__file__).parents[2] / "systemd"
-    for name in ("pylon.service", "pylon-backup.service"):
+    for name in ("pylon.service", "pylon-backup.service", "pylon-drill.service"):
         lines = (units / name).read_text().splitlines()
         assert "UMask=0077" in lines
         assert "StateDirectoryMode=0700" in lines
