@@ -31,7 +31,7 @@ _ROOT: Final = _CACHE / "debian-12-3"
 _PROGRAMS: Final = (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container"))
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOOT_S: Final = 180.0  # a unit may wait for 90 s before systemd goes on without it
-_POWER_OFF_S: Final = 60.0
+_CUT_S: Final = 10.0
 _CERTIFICATES: Final = "etc/ssl/certs/ca-certificates.crt"
 
 
@@ -83,7 +83,11 @@ class Machine:
         self._umask = os.umask(0o022)  # as of a login: its folders must be open to its users
         for name in ("upper", "work", "root"):
             (self._folder / name).mkdir(parents=True)
-        options = f"lowerdir={base},upperdir={self._folder}/upper,workdir={self._folder}/work"
+        # PERF: volatile: nothing is synced, as nothing stays. On a busy machine the teardown took
+        # 55 s with the sync of the unmount, and 31 s without.
+        options = (
+            f"volatile,lowerdir={base},upperdir={self._folder}/upper,workdir={self._folder}/work"
+        )
         subprocess.run(
             ["mount", "-t", "overlay", "overlay", "-o", options, str(self.root)], check=True
         )
@@ -94,7 +98,7 @@ class Machine:
     def __exit__(
         self, kind: type[BaseException] | None, ex: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.power_off()
+        self.cut_power()
         os.umask(self._umask)
         subprocess.run(["umount", str(self.root)], check=True)
         for name in ("upper", "work"):
@@ -128,15 +132,18 @@ class Machine:
                 raise AssertionError(f"systemd is {state!r}:\n{jobs}\n{console_text[-3_000:]}")
             time.sleep(0.05)
 
-    def power_off(self) -> None:
-        """Stop the machine, if it runs."""
-        if self._nspawn is not None and self._nspawn.poll() is None:
-            self._nspawn.send_signal(signal.SIGTERM)  # systemd-nspawn asks systemd to power off
-            try:
-                self._nspawn.wait(_POWER_OFF_S)
-            except subprocess.TimeoutExpired:
-                self._nspawn.kill()
-                self._nspawn.wait()
+    def cut_power(self) -> None:
+        """End the machine, if it runs. Nothing of it stays, so its units need no orderly stop: the
+        end of the first process ends all others."""
+        if self._nspawn is None or self._nspawn.poll() is not None:
+            return
+        if self.init_pid:
+            os.kill(self.init_pid, signal.SIGKILL)
+        try:
+            self._nspawn.wait(_CUT_S)
+        except subprocess.TimeoutExpired:
+            self._nspawn.kill()
+            self._nspawn.wait()
 
     def run(self, script: str, timeout_s: float = 120.0) -> subprocess.CompletedProcess[str]:
         """Run a shell script as root in the booted machine."""
