@@ -112,6 +112,8 @@ test-tools:
 	  echo "make: so a part of tests/test_provider_conformance.py is skipped" >&2
 	@$(PYTHON) -m tests.support.deploy_checkers || \
 	  echo "make: so a part of tests/test_deploy_shapes.py is skipped" >&2
+	@$(PYTHON) -m tests.support.type_checkers || \
+	  echo "make: so generated TypeScript is not type-checked, and pyright finds nothing" >&2
 	@$(PYTHON) -m tests.support.sst || echo "make: so deploy/sst is not type-checked" >&2
 	@$(PYTHON) -m tests.support.debian || echo "make: so tests/test_deploy_booted.py and tests/test_deploy_image.py are skipped" >&2
 

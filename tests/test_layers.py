@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pylon.runtime", "pylon.private_folders", "pylon.admission", "pylon.round_robin",
         "pylon.control", "pylon.body_types", "pylon.key_scopes",
         "pylon.trace_context", "pylon.clientjs", "pylon.nearest_names", "pylon.dsl",
-        "pylon.client",
+        "pylon.client", "pylon.starters", "pylon.testing",
     ),
     # Settings, and the folder of the data.
     (
@@ -65,6 +65,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.bus",),
     ("pylon.rooms",),
     ("pylon.api", "pylon.openapi"),
+    ("pylon.codegen",),
     ("pylon.doctor",),
     ("pylon.seed_file", "pylon.startup", "pylon.bench", "pylon.migrate", "pylon.install"),
     ("pylon.cli",),

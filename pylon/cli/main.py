@@ -34,7 +34,7 @@ VERBS: Final = (  # in the order of the help; module and function are named alik
     "start", "dev", "stop", "restart", "reload", "scale",
     "status", "config", "check-config", "backup", "restore", "migrate",
     "doctor", "top", "metrics", "logs", "support-bundle",
-    "manifest", "data",
+    "manifest", "codegen", "init", "data",
     "schema", "seed", "client", "export", "import", "bench", "search", "shards", "session",
     "user", "key", "jwt", "secret", "audit", "files", "replay", "docs", "explain",
     "explain-query", "policy", "mail", "install-systemd", "uninstall", "completion", "man",

@@ -6,15 +6,14 @@ Python that declares the manifest of a JSON file. Developers and CI call it.
 
 from __future__ import annotations
 
-import difflib
-import os
 from pathlib import Path
 
 import click
 
 from pylon.app_manifest import declared_manifest, declares_manifest, read_manifest_file
 from pylon.app_manifest import read_python_manifest as check_python
-from pylon.cli.output import ERROR, json_flag, note, result
+from pylon.cli.generated import put_generated
+from pylon.cli.output import json_flag, note
 from pylon.cli.settings import dev_flag, read_settings
 from pylon.dsl.source import python_source
 from pylon.errors import StartRefused
@@ -49,7 +48,7 @@ def build(ctx: click.Context, app: str | None, out: str | None, check: bool, dev
     if target == "-":
         click.echo(text, nl=False)
         return
-    finish(ctx, Path(target), text, check=check)
+    put_generated(ctx, Path(target), text, check=check)
 
 
 @manifest.command("to-python")
@@ -65,49 +64,4 @@ def to_python(ctx: click.Context, file: str | None, out: str | None, check: bool
     if out is None:
         click.echo(text, nl=False)
         return
-    finish(ctx, Path(out), text, check=check)
-
-
-def finish(ctx: click.Context, target: Path, text: str, *, check: bool) -> None:
-    """Write a generated file, or compare it. Exit 1 with the difference if it is not current."""
-    try:
-        present = target.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        present = None
-    except (OSError, ValueError) as ex:
-        raise StartRefused(f"{target} cannot be read: {ex}") from ex
-    is_current = present == text
-    if check:
-        if not is_current:
-            lines = difflib.unified_diff(
-                (present or "").splitlines(), text.splitlines(), f"{target}", "generated",
-                lineterm="",
-            )
-            note("\n".join(lines))
-        result(
-            {"file": str(target), "current": is_current},
-            f"{target} is {'current' if is_current else 'not current'}",
-        )
-        if not is_current:
-            ctx.exit(ERROR)
-        return
-    if not is_current:
-        write_whole(target, text)
-    result({"file": str(target), "written": not is_current},
-           f"{target} {'is current' if is_current else 'was written'}")
-
-
-def write_whole(target: Path, text: str) -> None:
-    """Replace a file in one step, so that nobody reads a part of it.
-
-    Raises:
-        StartRefused: it cannot be written.
-    """
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError as ex:
-        part.unlink(missing_ok=True)
-        raise StartRefused(f"{target} cannot be written: {ex.strerror or ex}") from ex
+    put_generated(ctx, Path(out), text, check=check)
