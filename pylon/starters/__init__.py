@@ -1,0 +1,1 @@
+"""Starters: the files of new apps, by template. `pylonctl init` copies them."""
