@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,8 +60,9 @@ class AsyncFiles:
         signed = await self._shell.run(files.sign(self._core, file_id, expires_s, download))
         return str(signed["url"])
 
-    async def list(self, **parameters: str) -> Any:
-        """Return the caller's files: ``list(type="image/png", attached="false")``."""
+    async def list(self, **parameters: str) -> Sequence[StoredFile]:
+        """Return the caller's files, for admins those of all. ``type="image/png"`` and
+        ``attached="false"`` restrict them."""
         return await self._shell.run(files.list_files(self._core, parameters))
 
     async def change(self, file_id: str, **values: Any) -> None:

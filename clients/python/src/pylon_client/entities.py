@@ -71,21 +71,28 @@ def entity_name(row_type: type[Any]) -> str:
 def row_id_of(row: object) -> str:
     """Return the id of a row, or the text itself. Raises: TypeError: there is none."""
     if isinstance(row, str):
-        return row
+        return str(row)
     found = row.get("id") if isinstance(row, Mapping) else getattr(row, "id", None)
     if not isinstance(found, str) or not found:
         raise TypeError(f"{type(row).__name__} has no id; give a row, or the id of a row")
-    return found
+    return str(found)
 
 
 def encode(value: object) -> bytes:
     """Return JSON. Raises: TypeError: a value has no form in JSON."""
-    return msgspec.json.encode(value)
+    return msgspec.json.encode(value, enc_hook=_plain_text)
 
 
 def plain(value: object) -> Any:
     """Return a value as JSON would have it: datetimes, decimals and enums as texts."""
-    return msgspec.to_builtins(value)
+    return msgspec.to_builtins(value, enc_hook=_plain_text)
+
+
+def _plain_text(value: object) -> str:
+    """Return a text of a subclass, such as the id of an entity, as a plain text."""
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def make_row_id() -> str:

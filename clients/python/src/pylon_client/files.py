@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 import msgspec
 
@@ -221,17 +221,27 @@ def _size_of(answer: Answer) -> int:
 def sign(
     core: Core, file_id: str, expires_s: int, is_download: bool
 ) -> Steps[Mapping[str, Any]]:
-    """Return a link that works without a session: ``url`` and ``expires_at``."""
+    """Return a link that works without a session: ``url``, which is whole, and ``expires_at``."""
     body = {"expires_s": expires_s, "download": is_download}
     answer = yield from send_json(core, "POST", f"{path_of(file_id)}/sign", body)
-    return decode_object(answer)
+    signed = decode_object(answer)
+    return {**signed, "url": urljoin(core.options.url, str(signed["url"]))}
 
 
-def list_files(core: Core, parameters: Mapping[str, str]) -> Steps[Any]:
-    """Return the caller's files; for admins those of all."""
-    query = urlencode(parameters)
-    answer = yield from send_json(core, "GET", f"/api/files?{query}" if query else "/api/files")
-    return decode(answer)
+def list_files(core: Core, parameters: Mapping[str, str]) -> Steps[list[StoredFile]]:
+    """Return the caller's files, page by page; for admins those of all."""
+    found: list[StoredFile] = []
+    wanted: dict[str, str] = dict(parameters)
+    while True:
+        query = urlencode(wanted)
+        answer = yield from send_json(
+            core, "GET", f"/api/files?{query}" if query else "/api/files"
+        )
+        body = decode_object(answer)
+        found += msgspec.convert(body["files"], list[StoredFile])
+        if not body.get("next"):
+            return found
+        wanted["after"] = str(body["next"])
 
 
 def change(core: Core, file_id: str, values: Mapping[str, Any]) -> Steps[None]:
