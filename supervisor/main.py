@@ -12,14 +12,11 @@ reverse order, also when the start fails half-way. Called by `pylonctl start`.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import threading
-from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final
 
 import pylon
 from pylon import log, metrics
@@ -33,8 +30,7 @@ from pylon.clock import NS_PER_S, Clock, SystemClock, SystemRandom
 from pylon.config import Config, Loaded
 from pylon.data_dir import data_dir_warnings, keep_private, prepare_data_dir
 from pylon.data_dir_lock import DataDirLock, pidfile_of
-from pylon.disk_errors import describe_os_error, start_error
-from pylon.errors import PylonError
+from pylon.disk_errors import start_error
 from pylon.ids import RowIds
 from pylon.manifest.model import Manifest
 from pylon.manifest.places import write_places
@@ -53,6 +49,7 @@ from pylon.storage.public_rows import PublicRows
 from supervisor import seed
 from supervisor.backups import Backups
 from supervisor.children import Children
+from supervisor.closers import Closers
 from supervisor.cluster import prepare_cluster
 from supervisor.components import Components
 from supervisor.control import ControlServer
@@ -73,21 +70,18 @@ from supervisor.nodes import Nodes
 from supervisor.notify import Notifier
 from supervisor.pending_schema import PendingSchema
 from supervisor.relay import Relay
+from supervisor.restart import GENERATION, execute_anew, take_over
 from supervisor.rooms import RoomsThread
 from supervisor.shipper import Shipper, ShippingPlan
 from supervisor.sockets import (
     Listeners,
     open_listeners,
-    pack_listeners,
     port_warnings,
-    unpack_listeners,
 )
 from supervisor.template import Template, start_template
 from supervisor.writer import Writer
 
 _INCARNATION_BYTES: Final = 8
-_KEPT: Final = "PYLON_KEPT_LISTENERS"
-_GENERATION: Final = "PYLON_GENERATION"
 EXIT_BROKEN: Final = 70  # EX_SOFTWARE: a part failed that nothing works without
 
 _log = log.get_logger("supervisor")
@@ -120,7 +114,7 @@ def run(
     """
     if template is None:
         template = start_template()
-    kept, generation = _take_over(os.environ)
+    kept, generation = take_over(os.environ)
     lifetime = Lifetime(loaded, loaded, reread, check_program, announce, generation)
     try:
         while True:
@@ -130,31 +124,11 @@ def run(
                 return code
             if lifetime.restarts:
                 template.stop()
-                _execute_anew(kept, lifetime.generation)
+                execute_anew(kept, lifetime.generation)
     finally:
         template.stop()
         if kept is not None:
             kept.close()
-
-
-def _take_over(environ: MutableMapping[str, str]) -> tuple[Listeners | None, int]:
-    """Return what the program left that has executed this one: its listeners, and the number of
-    the next generation."""
-    packed, number = environ.pop(_KEPT, None), environ.pop(_GENERATION, "1")
-    if packed is None:
-        return None, 1
-    return unpack_listeners(packed), int(number)
-
-
-def _execute_anew(listeners: Listeners, generation: int) -> NoReturn:
-    """Execute the program on disk in place of this one, with the same arguments."""
-    # Until the next program handles it: a SIGHUP would end a process that does not.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    environ = {**os.environ, _KEPT: pack_listeners(listeners), _GENERATION: str(generation)}
-    _log.info("restart.executed", generation=generation)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
 
 
 def _run_once(
@@ -182,35 +156,6 @@ def _run_once(
     if stack.keeps_ports:
         return code, parts.listeners
     return EXIT_CUT_SHORT if stack.has_failed and code == EXIT_COMPLETE else code, None
-
-
-class Closers(ExitStack):
-    """Closes what a run has opened, in the reverse order. A step that the disk refuses is logged,
-    and stops no other: `has_failed`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.has_failed = False
-        self.keeps_ports = False  # the listeners are for the next run
-
-    def close_ports(self, listeners: Listeners) -> None:
-        """Close the listeners, unless the next run has them."""
-        if not self.keeps_ports:
-            listeners.close()
-
-    def callback(self, callback: Callable[..., Any], /, *args: Any, **kwds: Any) -> Any:
-        """See `ExitStack`."""
-        return super().callback(self._attempt, callback, *args, **kwds)
-
-    def _attempt(self, callback: Callable[..., Any], *args: Any, **kwds: Any) -> None:
-        try:
-            callback(*args, **kwds)
-        except (OSError, PylonError) as ex:
-            self.has_failed = True
-            text = describe_os_error(ex) if isinstance(ex, OSError) else ex.message
-            _log.error("stop.incomplete", step=callback.__qualname__, error=text,
-                       hint="what was acknowledged is in the database and its WAL; the next start "
-                       "goes on from there")
 
 
 def _assemble(
@@ -469,5 +414,5 @@ def _child_environ(
     if run_key is not None:
         out["PYLON_SECRET_KEY"] = run_key
     out.update({PORT_BY_ROLE[role].setting: str(port) for role, port in ports.items()})
-    out[_GENERATION] = str(generation)
+    out[GENERATION] = str(generation)
     return out

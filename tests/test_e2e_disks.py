@@ -14,7 +14,7 @@ from pylon.clock import ManualClock
 from pylon.data_dir_lock import DataDirLock
 from pylon.disk_errors import describe_os_error, start_error
 from pylon.errors import StartDelayed, StartRefused
-from supervisor.main import Closers
+from supervisor.closers import Closers
 from tests.support.manifests import notes_app
 from tests.support.server import PylonServer
 from tests.support.storage import open_engine
