@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,10 @@ sys.path.append(sys.argv[1])
 from pylon.dsl.emit import main
 main(sys.argv[2])
 """
+# The line of JSON that an error says to add.
+_INDEX: Final = re.compile(
+    r'add \{"name": "(\w+)", "fields": \[([^]]*)\], "unique": false\} to the indexes of (\w+)'
+)
 Stamps = dict[str, tuple[int, int]]  # modification time in ns and size of each file
 
 
@@ -76,7 +81,10 @@ def read_python_manifest(app: str, *, strict: bool = False) -> Manifest:
         ManifestInvalid, StartRefused: see `read_app_manifest`.
     """
     found = declared_manifest(app)
-    manifest = parse_manifest(found.text, app, strict=strict, places=found.places)
+    try:
+        manifest = parse_manifest(found.text, app, strict=strict, places=found.places)
+    except ManifestInvalid as ex:
+        raise ManifestInvalid([_in_python(diagnostic) for diagnostic in ex.diagnostics]) from ex
     return replace(manifest, places=found.places.by_path)
 
 
@@ -187,6 +195,14 @@ def _diagnostic(problem: Mapping[str, Any], app: str) -> Diagnostic:
         "error", problem["code"], one_line(problem["message"]), _shown(place[0]), place[1],
         place[2], problem["hint"],
     )
+
+
+def _in_python(diagnostic: Diagnostic) -> Diagnostic:
+    """Return the diagnostic with an index that it asks for in the spelling of Python."""
+    message = _INDEX.sub(
+        lambda index: f"add {index[1]} = index({index[2]}) to {index[3]}", diagnostic.message
+    )
+    return replace(diagnostic, message=message)
 
 
 def _whole_app(app: str, message: str) -> ManifestInvalid:

@@ -62,6 +62,15 @@ def test_a_bad_app_is_refused_with_its_place(ctl: Ctl, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("processes")
+def test_a_missing_index_is_named_in_the_spelling_of_python(tmp_path: Path) -> None:
+    path = put_app(tmp_path, CHAT.replace('index("user", "room", unique=True)', 'index("room")'))
+    with pytest.raises(ManifestInvalid) as caught:
+        read_python_manifest(str(path))
+    assert 'add by_user_room = index("user", "room") to Member' in (
+        caught.value.diagnostics[0].message)
+
+
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("source", "line", "column", "text"), [
     ("from pylon import app\nimport json\napp('x'\n", 3, 4, "'(' was never closed"),
     ("from pylon import app, polcy\n", 1, 1, "did you mean policy?"),

@@ -174,6 +174,14 @@ def test_an_app_of_the_corpus_is_valid_and_survives_the_way_back(path: Path) -> 
     assert canonical_document(document_of(python_source(document))) == canonical_document(document)
 
 
+def test_the_app_of_the_documentation_is_valid() -> None:
+    page = (ROOT / "docs" / "manifest-python.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    manifest = parse_manifest(json.dumps(document_of(block)), "docs", strict=True)
+    assert [entity.name for entity in manifest.entities] == ["Notebook", "Note"]
+    assert not manifest.warnings
+
+
 CHAT = (APPS / "chat.py").read_text()
 
 

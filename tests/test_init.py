@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from pylon.cli.init import STARTERS
 from tests.support.cli import Ctl
 
+ROOT = Path(__file__).parent.parent
 PAGE_TEST = '''
 import http.client
 
@@ -41,6 +43,21 @@ def test_a_new_app_passes_its_own_tests(template: str, ctl: Ctl, tmp_path: Path)
         cwd=folder, capture_output=True, text=True, timeout=200, check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_commands_of_the_documentation_run_in_a_new_app(ctl: Ctl, tmp_path: Path) -> None:
+    """Those of docs/start.md and docs/codegen.md, but for the server and its tests."""
+    pages = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("start", "codegen"))
+    blocks = re.findall(r"```sh\n(.*?)```", pages, re.DOTALL)
+    lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
+    commands = {tuple(line[1:]) for line in lines if line and line[0] == "pylonctl"}
+    commands -= {("dev",), ("init", "demo", "--template", "chat")}
+    assert len(commands) == 6
+    assert ctl("init", "demo", "--template", "chat").returncode == 0
+    for command in sorted(commands):
+        done = ctl(*command, PYLON_APP="demo/app.py")
+        assert done.returncode == 0, (command, done.stderr)
+        assert (tmp_path / command[-1]).stat().st_size > 500
 
 
 def test_init_replaces_no_file(ctl: Ctl, tmp_path: Path) -> None:
