@@ -54,6 +54,7 @@ class Config:
     backup_keep: KeepRules
     backup_recipients: tuple[str, ...]
     backup_hook: str | None = field(repr=False)
+    codegen: str | None
     seed: str | None
     bind: str
     port: int

@@ -165,6 +165,9 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("PYLON_BACKUP_HOOK", "backup_hook", _text, None,
             "A command, or a URL for a POST, that is told when a backup fails and when it works "
             "again.", secret=True),
+    Setting("PYLON_CODEGEN", "codegen", _text, None,
+            "What pylonctl dev writes when the manifest changes, such as "
+            "ts:web/pylon.ts,python:models.py (docs/codegen.md)."),
     Setting("PYLON_SEED", "seed", _text, None,
             "A JSON file {Entity: [rows]} that is inserted once, into an empty database."),
     Setting("PYLON_BIND", "bind", address, "0.0.0.0",  # nosec B104 # a server; dev: loopback

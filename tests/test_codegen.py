@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pylon.cli.codegen import write_targets
 from pylon.codegen.client_fields import written_fields
 from pylon.codegen.python import python_structs
 from pylon.codegen.schemas import client_schemas
@@ -24,7 +25,7 @@ from pylon.codegen.targets import TARGETS, generate, parse_targets
 from pylon.codegen.typescript import typescript
 from pylon.config import load
 from pylon.dsl.document import build_document
-from pylon.errors import PylonError
+from pylon.errors import PylonError, StartRefused
 from pylon.manifest.canonical import manifest_digest
 from pylon.manifest.model import Entity, Field, FieldType, Manifest
 from pylon.manifest_loader import parse_manifest
@@ -233,6 +234,27 @@ def test_targets_of_a_setting() -> None:
         ("ts", "web/pylon.ts"), ("python", "models.py")]
     with pytest.raises(ValueError, match="write KIND:FILE"):
         parse_targets("swift:a.swift")
+
+
+def test_dev_writes_the_targets_of_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(SHARED["chat"].source))
+    target = tmp_path / "web" / "pylon.ts"
+
+    def write(codegen: str) -> None:
+        write_targets(load({
+            "PYLON_ADMIN_TOKEN": "x" * 40, "PYLON_CORS_ORIGIN": "http://a",
+            "PYLON_MANIFEST": str(tmp_path / "m.json"), "PYLON_CODEGEN": codegen,
+        }).config)
+
+    write("")
+    assert not target.exists()
+    write(f"ts:{target}")
+    first = target.stat()
+    assert "export interface Room {" in target.read_text()
+    write(f"ts:{target}")
+    assert target.stat().st_mtime_ns == first.st_mtime_ns  # no second write wakes a bundler
+    with pytest.raises(StartRefused, match="PYLON_CODEGEN: swift:a: write KIND:FILE"):
+        write("swift:a")
 
 
 def test_codegen_writes_and_checks(ctl: Ctl, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Final
 import click
 
 from pylon.app_manifest import declared_manifest, declares_manifest, read_app_manifest
-from pylon.cli.generated import put_generated, write_whole
+from pylon.cli.generated import put_generated, write_if_changed
 from pylon.cli.output import failure_lines, json_flag, note
 from pylon.cli.settings import dev_flag, read_settings
-from pylon.codegen.targets import TARGETS, generate
+from pylon.codegen.targets import TARGETS, generate, parse_targets
 from pylon.config import Config
 from pylon.errors import StartRefused
 
@@ -62,15 +62,21 @@ def _watch(kind: str, config: Config, target: Path) -> None:
         time.sleep(_POLL_S)
 
 
-def write_if_changed(target: Path, text: str) -> None:
-    """Write a generated file unless it has this text already, and say so."""
+def write_targets(config: Config) -> None:
+    """Write the targets of PYLON_CODEGEN, for `pylonctl dev`.
+
+    Raises:
+        StartRefused: the setting or the manifest has an error, or a file cannot be written.
+    """
+    if config.codegen is None:
+        return
     try:
-        if target.read_text(encoding="utf-8") == text:
-            return
-    except (OSError, ValueError):
-        pass
-    write_whole(target, text)
-    note(f"wrote {target}")
+        targets = parse_targets(config.codegen)
+    except ValueError as ex:
+        raise StartRefused(f"PYLON_CODEGEN: {ex}") from ex
+    manifest = read_app_manifest(config)
+    for kind, path in targets:
+        write_if_changed(Path(path), generate(kind, manifest, config))
 
 
 def _stamps(config: Config) -> dict[str, int]:

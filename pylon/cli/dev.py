@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -92,6 +93,7 @@ class _Watch:
             signal.signal(number, self._end)
         known = self._scan()
         self._spawn()
+        self._write_types()
         started = False
         while True:
             code = self._child.poll() if self._child is not None else None
@@ -122,6 +124,12 @@ class _Watch:
         known = modification_times(watched_files(Path.cwd(), self._settings))
         self._scan_s = time.monotonic() - started_s
         return known
+
+    def _write_types(self) -> None:
+        """Write the types at the start. A manifest with errors is reported by the server."""
+        if self._settings is not None:
+            with suppress(StartRefused):
+                _write_types(self._settings)
 
     def _spawn(self) -> None:
         # preexec_fn is safe here: this process has one thread.
@@ -158,12 +166,20 @@ def is_app_valid() -> bool:
         loaded = read_settings(dev=True)
         load_checked(loaded)
         try_app_module(loaded.config, in_fork=True)
+        _write_types(loaded.config)
     except StartRefused as ex:
         for line in failure_lines(ex):
             note(line)
         note(f"not restarted (a start would end with code {CONFIG})")
         return False
     return True
+
+
+def _write_types(config: Config) -> None:
+    if config.codegen is not None:
+        from pylon.cli.codegen import write_targets  # few apps have the setting
+
+        write_targets(config)
 
 
 def watched_files(folder: Path, config: Config | None) -> Iterable[Path]:

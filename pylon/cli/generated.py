@@ -15,6 +15,21 @@ from pylon.cli.output import ERROR, note, result
 from pylon.errors import StartRefused
 
 
+def write_if_changed(target: Path, text: str) -> None:
+    """Write a generated file unless it has this text already, and say so.
+
+    Raises:
+        StartRefused: it cannot be written.
+    """
+    try:
+        if target.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, ValueError):
+        pass
+    write_whole(target, text)
+    note(f"wrote {target}")
+
+
 def put_generated(ctx: click.Context, target: Path, text: str, *, check: bool) -> None:
     """Write a generated file, or compare it. Exit 1 with the difference if it is not current."""
     try:
