@@ -33,6 +33,7 @@ SECRETS = {
     "PYLON_EMAIL_API_KEY": "s3cretMailKey-0123456789",
     "PYLON_JWT_SECRET": "s3cretJwt-0123456789-0123456789-0123456789",
     "PYLON_JWT_SECRET_PREVIOUS": "s3cretJwtBefore-0123456789-0123456789-01",
+    "PYLON_CAPTCHA_SECRET": "s3cretCaptcha-0123456789",
     "PYLON_OTEL_HEADERS": "authorization=Bearer s3cretCollector-0123456789",
 }
 IN_URLS = {
@@ -89,7 +90,8 @@ def test_every_secret_setting_is_planted() -> None:
 def test_bundle_of_a_running_server_has_no_secret(make_server: Callable[..., PylonServer]) -> None:
     server = make_server(
         **SECRETS, **PROVIDER, PYLON_EMAIL_FROM="a@example.com", PYLON_EMAIL_PROVIDER="smtp",
-        PYLON_PUBLIC_URL="https://api.example.com",
+        PYLON_PUBLIC_URL="https://api.example.com", PYLON_CAPTCHA_PROVIDER="turnstile",
+        PYLON_CAPTCHA_SITE_KEY="public",
     ).start()
     log_file_of(server.db_path).write_text("\n".join(LOG_LINES) + "\n")
     path = server.folder / "bundle.tar.gz"
