@@ -44,6 +44,7 @@ from tests.support.wait import wait_until
 SECONDS = float(os.environ.get("PYLON_TEST_CLIENTS_S", "5"))
 CLIENTS = 6 if SECONDS <= 60 else 20
 LISTS = ("one", "two", "three")
+OWN_ROWS = 40  # of a client; all rows fit into a window of 1,000 however long the run is
 FAULTS: tuple[dict[str, Any], ...] = (
     {}, {}, {"refuse": True}, {"stall": True}, {"delay_s": 0.05}, {"block_websocket": True},
     {"lose_answers": True}, {"cut_after_bytes": 3_000}, {"hang_websocket": True},
@@ -106,7 +107,9 @@ class Member:
             count += 1
             choice = self.random.random()
             title = f"{self.number}-{count}"
-            if choice < 0.55 or not self.own:
+            if len(self.own) >= OWN_ROWS:
+                self.delete(self.own.pop(self.random.randrange(len(self.own))))
+            elif choice < 0.55 or not self.own:
                 self.insert(title)
             elif choice < 0.75:
                 self.change(self.random.choice(self.own), title)
