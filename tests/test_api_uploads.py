@@ -251,3 +251,16 @@ def test_dead_uploads_are_collected(api: ApiStage, tmp_path: Path) -> None:
     api.clock.advance(limits.UPLOAD_KEPT_S + 7_200)
     create(api, ann)
     assert not path.exists()
+
+
+def test_the_end_of_an_account_deletes_its_files(api: ApiStage, tmp_path: Path) -> None:
+    ann, bob = api.user("ann"), api.user("bob")
+    patch(api, ann, create(api, ann), 0, DATA[:10])
+    for token in (ann, bob):
+        assert api.call("POST", "/api/files/upload", DATA, token).status_code == 201
+    assert len(on_disk(tmp_path)) == 3
+    answer = api.call("DELETE", "/api/auth/account", token=ann)
+    assert answer.status_code == 200, answer.text
+    assert len(on_disk(tmp_path)) == 1
+    listed = api.call("GET", "/api/files", token=ADMIN_TOKEN).json["files"]
+    assert [file["owner"] for file in listed] == ["bob"]

@@ -161,7 +161,7 @@ def _staged() -> Paths:
 
 
 def _tus() -> Paths:
-    version = header("Tus-Resumable", {"const": "1.0.0"}, "The version of the protocol")
+    version = header("Tus-Resumable", _TEXT, "The version of the protocol: 1.0.0")
     about = "tus 1.0.0, https://tus.io/protocols/resumable-upload"
     raises = (
         *_UPLOAD, errors.ChecksumMismatch, errors.FileNotFound, errors.LimitExceeded,
