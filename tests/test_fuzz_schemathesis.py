@@ -36,6 +36,11 @@ ALWAYS = [
 ]
 # What is wrong with one entry of these is in the entry's own outcome, and the status is 200.
 EACH_BY_ITSELF = {"POST /api/sync/push", "POST /api/batch"}
+# Another version of tus gets 412 before anything else is looked at, as its protocol says.
+OF_TUS = {
+    "POST /api/files/tus", "GET /api/files/tus/{file_id}", "PATCH /api/files/tus/{file_id}",
+    "DELETE /api/files/tus/{file_id}",
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -86,7 +91,7 @@ def fuzz(
             nonlocal sent
             sent += 1
             answer = case.call(headers=headers, timeout=30)
-            rules = checks if case.operation.label not in EACH_BY_ITSELF else ALWAYS
+            rules = checks if case.operation.label not in EACH_BY_ITSELF | OF_TUS else ALWAYS
             case.validate_response(answer, checks=rules, headers=headers)
 
         try:
