@@ -55,7 +55,7 @@ def write_schemas(manifest: Manifest) -> dict[str, Schema]:
             required=("op", "entity"),
         ),
         "BatchResult": obj({**outcome, "ok": {"type": "boolean"}}, ("op", "ok")),
-        "TransactResult": obj(outcome, ("op",)),
+        "TransactResult": obj({**outcome, "code": _TEXT}, ("op",)),
     }
 
 
