@@ -25,10 +25,14 @@ from typing import Any, Final
 
 import pytest
 
+from pylon.clock import SystemRandom
+
 _START_S: Final = 60.0
 _POLL_S: Final = 0.05
 _PORTS: Final = 4  # of a server, side by side
 _ENDED_S: Final = 20.0
+_FIRST_PORT: Final = 10_000
+_LAST_PORT: Final = 32_000
 
 
 class RequestRefused(AssertionError):
@@ -193,16 +197,17 @@ def _is_own(line: str) -> bool:
 
 
 def _free_port() -> int:
-    """Return the first of some free ports side by side."""
+    """Return the first of some free ports side by side.
+
+    They lie below those that the kernel gives to outgoing connections: one of these could take a
+    port between this look and the start of the server.
+    """
     while True:
+        port = _FIRST_PORT + SystemRandom().below(_LAST_PORT - _FIRST_PORT)
         with ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
             try:
-                for offset in range(1, _PORTS):
-                    other = stack.enter_context(socket.socket())
-                    other.bind(("127.0.0.1", port + offset))
-            except (OSError, OverflowError):
+                for offset in range(_PORTS):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            except OSError:
                 continue
             return port
