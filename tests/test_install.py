@@ -15,6 +15,8 @@ import pytest
 from pylon.cli.main import VERBS
 from pylon.cli.man import PLACE
 from pylon.cli.settings import read_settings
+from pylon.install.options import InstallOptions
+from pylon.install.plan import planned_files
 from pylon.setting_checks import unsafe_settings
 from pylon.settings import SETTINGS
 
@@ -74,6 +76,35 @@ def test_installation_is_of_this_program_domain_and_user(tmp_path: Path) -> None
     assert found["etc/pylon/pylon.manifest.json"] == MANIFEST.read_text()
     assert (tmp_path / "etc/pylon/pylon.env").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "var/lib/pylon").stat().st_mode & 0o777 == 0o700
+
+
+def test_app_in_python_stays_in_its_place_and_env_file_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pylon.install.plan.HIDDEN_FOLDERS", ("/home", "/root"))
+    app = tmp_path / "srv" / "demo" / "app.py"
+    (app.parent / "public").mkdir(parents=True)
+    app.write_text("from pylon import app\n")
+    root = tmp_path / "root"
+    options = InstallOptions(domain="api.pylon.test", app=app, root=root)
+    (env,) = [each.text for each in planned_files(options) if each.path == "etc/pylon/pylon.env"]
+    assert f"PYLON_APP={app}\nPYLON_STATIC_DIR={app.parent / 'public'}\n" in env
+    assert "PYLON_MANIFEST" not in env
+
+
+def test_app_that_the_service_cannot_see_is_refused(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text("")
+    done = ctl("install-systemd", "--root", str(tmp_path / "root"), "--domain", "b.test",
+               "--app", str(app))
+    assert done.returncode == 1
+    assert "The service does not see /tmp" in done.stderr and "below /opt or /srv" in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+def test_start_needs_a_manifest_or_an_app(tmp_path: Path) -> None:
+    done = ctl("install-systemd", "--manifest", str(MANIFEST), "--app", str(MANIFEST))
+    assert done.returncode == 64 and "not both" in done.stderr
 
 
 def test_env_file_is_complete_and_safe_and_its_tokens_differ(tmp_path: Path) -> None:

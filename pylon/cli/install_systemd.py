@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import click
+from dotenv import dotenv_values
 
 from pylon.cli.completion import PLACES, completion_script
 from pylon.cli.man import PLACE, manual_page
@@ -26,6 +27,10 @@ from pylon.install.options import ENV_FILE, MANIFEST, PROXIES, InstallOptions
     "--manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The app's manifest, to copy.",
 )
+@click.option(
+    "--app", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The app's Python file with the manifest; it stays in its place.",
+)
 @click.option("--user", default="pylon", show_default=True, help="The service's user.")
 @click.option("--start", is_flag=True, help="Also enable and start the units.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
@@ -37,14 +42,16 @@ from pylon.install.options import ENV_FILE, MANIFEST, PROXIES, InstallOptions
 @click.pass_context
 def install_systemd(
     ctx: click.Context, domain: str | None, origin: str | None, proxy: str,
-    manifest: Path | None, user: str, start: bool, dry_run: bool, root: Path,
+    manifest: Path | None, app: Path | None, user: str, start: bool, dry_run: bool, root: Path,
 ) -> None:
     """Install the server on this machine: user, folders, units, env file, and a proxy's site.
 
     It may run again, and then does what is missing. Files that were edited stay as they are.
     """
+    if manifest is not None and app is not None:
+        raise click.UsageError("give --manifest or --app, not both")
     options = InstallOptions(
-        domain=domain, origin=origin, proxy=proxy, user=user, manifest=manifest,
+        domain=domain, origin=origin, proxy=proxy, user=user, manifest=manifest, app=app,
         root=root.absolute(), pages=_pages(ctx.find_root()),
     )
     if options.on_this_machine and os.geteuid() != 0 and not dry_run:
@@ -52,15 +59,19 @@ def install_systemd(
     if start and not options.on_this_machine:
         raise click.UsageError("--start is for this machine, and --root for another place")
     manifest_path = options.place(MANIFEST)
-    if start and manifest is None and not manifest_path.exists():
-        raise InstallRefused(f"{manifest_path} is missing", hint="--manifest FILE copies yours")
+    has_app = app is not None or _names_app(options.place(ENV_FILE))
+    if start and manifest is None and not has_app and not manifest_path.exists():
+        raise InstallRefused(
+            f"{manifest_path} is missing",
+            hint="--manifest FILE copies yours, --app FILE names a Python file that declares it",
+        )
     steps = []
     for step in Installation(options, dry_run=dry_run).run(start=start):
         steps.append(step.to_json())
         if not wants_json():
             click.echo(step.render())
     todo = []
-    if not manifest_path.exists() and not (dry_run and manifest is not None):
+    if not has_app and not manifest_path.exists() and not (dry_run and manifest is not None):
         todo.append(f"put the app's manifest at {manifest_path}")
     if not start:
         todo.append(f"see to {options.place(ENV_FILE)}")
@@ -70,6 +81,14 @@ def install_systemd(
     for line in todo:
         note(f"next: {line}" if not dry_run else line)
     result({"ok": True, "dry_run": dry_run, "steps": steps, "next": todo}, "")
+
+
+def _names_app(env_file: Path) -> bool:
+    """Whether an env file of an earlier run names the app's Python file."""
+    try:
+        return bool(dotenv_values(env_file).get("PYLON_APP"))
+    except OSError:
+        return False
 
 
 def _pages(root: click.Context) -> dict[str, str]:

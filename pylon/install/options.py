@@ -24,6 +24,8 @@ UNIT_FILES: Final = (
 UNITS_FOLDER: Final = "etc/systemd/system"
 ENV_FILE: Final = "etc/pylon/pylon.env"
 MANIFEST: Final = "etc/pylon/pylon.manifest.json"
+PUBLIC_FOLDER: Final = "public"  # beside an app's file: its page
+HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # from the service
 DATA_FOLDERS: Final = ("var/lib/pylon", "var/lib/pylon-backup")
 COMMAND: Final = "usr/local/bin/pylonctl"
 SITES: Final = {NGINX: "etc/nginx/conf.d/pylon.conf", CADDY: "etc/caddy/pylon.caddy"}
@@ -39,6 +41,7 @@ class InstallOptions:
     proxy: str = "none"
     user: str = "pylon"
     manifest: Path | None = None  # the app's, to copy
+    app: Path | None = None  # the app's Python file, which declares the manifest; it is not copied
     root: Path = Path("/")
     pages: Mapping[str, str] = field(default_factory=dict)  # further texts by path: manual, shells
     program: Path = Path(sys.prefix) / "bin" / "pylonctl"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 from pylon.clock import SystemRandom
@@ -16,8 +17,10 @@ from pylon.install.options import (
     CADDY,
     DATA_FOLDERS,
     ENV_FILE,
+    HIDDEN_FOLDERS,
     MANIFEST,
     NGINX,
+    PUBLIC_FOLDER,
     SITES,
     UNIT_FILES,
     UNITS_FOLDER,
@@ -64,7 +67,8 @@ def planned_files(options: InstallOptions) -> list[PlannedFile]:
     """Return the files of an installation, in the order in which they are written.
 
     Raises:
-        InstallRefused: an option is missing, or the manifest cannot be read.
+        InstallRefused: an option is missing, the manifest cannot be read, or the service could not
+            see the app.
     """
     files = [
         PlannedFile(f"{UNITS_FOLDER}/{name}", _unit_text(name, options)) for name in UNIT_FILES
@@ -98,9 +102,25 @@ def _env_text(options: InstallOptions) -> str:
     domain = _require_domain(options)
     text = shipped_text("pylon.env").replace(_DOMAIN, domain)
     text = text.replace(_ORIGIN, options.origin or f"https://{domain}")
+    if options.app is not None:
+        text = text.replace(f"PYLON_MANIFEST=/{MANIFEST}\n", _app_lines(options.app))
     for name in _TOKENS:
         text = text.replace(f"{name}=\n", f"{name}={SystemRandom().token_hex(_TOKEN_BYTES)}\n")
     return text
+
+
+def _app_lines(app: Path) -> str:
+    app = app.resolve()
+    for folder in HIDDEN_FOLDERS:
+        if app.is_relative_to(folder):
+            raise InstallRefused(
+                f"The service does not see {folder}, where {app} is",
+                hint="put the app's folder below /opt or /srv, readable for the service's user",
+            )
+    lines = f"PYLON_APP={app}\n"
+    if (app.parent / PUBLIC_FOLDER).is_dir():
+        lines += f"PYLON_STATIC_DIR={app.parent / PUBLIC_FOLDER}\n"
+    return lines
 
 
 def _site_text(options: InstallOptions) -> str:
