@@ -24,6 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import msgspec
+
 from pylon import limits
 from pylon.config import Config
 from pylon.errors import StartRefused
@@ -202,7 +204,7 @@ def _in_python(diagnostic: Diagnostic) -> Diagnostic:
     message = _INDEX.sub(
         lambda index: f"add {index[1]} = index({index[2]}) to {index[3]}", diagnostic.message
     )
-    return replace(diagnostic, message=message)
+    return msgspec.structs.replace(diagnostic, message=message)
 
 
 def _whole_app(app: str, message: str) -> ManifestInvalid:
