@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pylon.archive", "pylon.storage.shipping"),
     # The declarations of an app, and the queries of its rows.
     ("pylon.manifest", "pylon.values", "pylon.schema", "pylon.query", "pylon.policy"),
-    ("pylon.manifest_loader", "pylon.catalogue", "pylon.pages"),
+    ("pylon.manifest_loader", "pylon.catalogue", "pylon.pages", "pylon.dev_problems"),
     ("pylon.app_manifest",),
     # The interface of a store.
     (

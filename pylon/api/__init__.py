@@ -7,6 +7,7 @@
     sync/         pull, push, documents
     realtime/     rooms, channels, shards, the matchmaker
     identity/     sessions
+    dev/          pages and routes of dev mode: the start page, the overlay of errors
     admin/        the server itself: health, metrics, manifest, the OpenAPI document, reset
 
 A route is one resource class in a module of its family, one line in `application`, the types of

@@ -6,18 +6,21 @@ as the client sent it (`routing`) and decodes the segments one by one. HEAD is l
 the body. A known path with another method is 405 with Allow, an unknown path 404. The middleware
 answers OPTIONS for any path.
 
+`/` and the routes of dev mode exist only where they have something to show (`_page_routes`).
+
 A new route is one line in `_routes`, with what an API key needs for each of its methods. A route of
 sign-in is a line of `pylon.api.identity.routes`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import falcon
 from falcon.routing import CompiledRouter
 
-from pylon.api import client_files
+from pylon.api import client_files, home
 from pylon.api.admin import openapi, reset, system
 from pylon.api.admin import sessions as admin_sessions
 from pylon.api.data import (
@@ -32,6 +35,8 @@ from pylon.api.data import (
     query,
     search,
 )
+from pylon.api.dev.overlay import Overlay, dev_routes
+from pylon.api.dev.start_page import StartPage
 from pylon.api.files import listing, staged, tus, upload
 from pylon.api.http import responses
 from pylon.api.http import route_access as access
@@ -60,20 +65,37 @@ def make_app(services: Services) -> falcon.App[falcon.Request, falcon.Response]:
     app.add_error_handler(Exception, responses.on_defect)
     app.add_error_handler(falcon.HTTPError, responses.on_falcon_error)
     app.add_error_handler(PylonError, responses.on_pylon_error)
-    for path, resource, allowed in _routes(services):
+    config = services.requests.app.config
+    overlay = Overlay(services.admin) if config.dev_mode else None
+    files = None
+    if config.static_dir is not None:
+        change_page = None if overlay is None else overlay.add_script
+        files = StaticFiles(APP_PATH, Path(config.static_dir), change_page)
+    for path, resource, allowed in (*_routes(services), *_page_routes(services, files, overlay)):
         declared.declare(path, resource, allowed)
         app.add_route(path, resource)
     app.add_sink(EncodedSlashes(router, declared), SINK)
     app.add_sink(documents.bad_path, f"{documents.PREFIX}(/|$)")
-    config = services.requests.app.config
-    if config.static_dir is not None:
-        files = StaticFiles(APP_PATH, Path(config.static_dir))
+    if files is not None:
         app.add_sink(files.serve, f"{APP_PATH}(/|$)")
     if config.dev_mode and SITE.is_dir():
         app.add_sink(StaticFiles(DOCS_PATH, SITE).serve, f"{DOCS_PATH}(/|$)")
     # PERF: the first look-up compiles the router. Here it does so once for all workers: 6 ms each.
     router.find("/")
     return app
+
+
+def _page_routes(
+    services: Services, files: StaticFiles | None, overlay: Overlay | None
+) -> Iterable[tuple[str, object, Methods]]:
+    """Yield the routes that depend on PYLON_STATIC_DIR, and those of dev mode, as `_routes` does.
+    """
+    send_start_page = None
+    if overlay is not None:
+        yield from dev_routes(overlay, services.admin)
+        send_start_page = StartPage(services.admin, overlay).send
+    if files is not None or overlay is not None:
+        yield home.PATH, home.Home(files, send_start_page), {"GET": access.OPEN}
 
 
 def _routes(services: Services) -> list[tuple[str, object, Methods]]:

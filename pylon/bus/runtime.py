@@ -31,7 +31,7 @@ _PREFIX: Final = "pylon-"
 _PATH_BYTES_MAX: Final = 107  # sun_path holds 108, with a zero at the end
 # One for each worker, or for each arbiter.
 _LONGEST_NAME: Final = "passing-siblings-000"
-_OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*", "arbiter-*")
+_OWN_PATTERNS: Final = ("passing-*", "addresses-*", "shards-*", "arbiter-*", "dev-problems*")
 _SERVER_SOCKETS: Final = (
     "writes", "changes", "signals_in", "signals_out", "status", "rooms", "room_updates",
     "control.sock",
@@ -109,6 +109,11 @@ class Runtime(msgspec.Struct, frozen=True):
     def manifest(self) -> Path:
         """Return the path of the validated manifest that every worker loads."""
         return self.dir / "manifest.json"
+
+    @property
+    def dev_problems(self) -> Path:
+        """Return the path of the problems of a saved app (`pylon.dev_problems`)."""
+        return self.dir / "dev-problems"
 
     @property
     def cluster_key(self) -> Path:

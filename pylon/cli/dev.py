@@ -6,7 +6,8 @@ it checks the app and sends SIGHUP to the child. The child drains and begins ane
 process. Its ports stay open and its template process stays loaded, so it imports only the app.
 
 Invariants: after a change that is not valid this process prints the problem, and the running server
-continues.
+continues. The problem is in a file of its runtime folder (`pylon.dev_problems`), until a change
+that is valid; the app's pages show it.
 The server does not outlive this process. Ctrl-C reaches the server once, through this process: the
 child has its own session, because two signals would cut its drain short.
 """
@@ -26,10 +27,13 @@ from types import FrameType
 
 import click
 
+from pylon.bus.runtime import Runtime
 from pylon.cli.output import CONFIG, failure_lines, json_flag, note, wants_json
+from pylon.cli.running import Running, find_running
 from pylon.cli.serve import serve
 from pylon.cli.settings import chosen_env_file, env_file_flag, env_files, read_settings
 from pylon.config import Config, Loaded
+from pylon.dev_problems import DevProblem, problems_of, write_problems
 from pylon.errors import StartRefused
 from pylon.realtime.app_module import try_app_module
 from pylon.runtime.parent_death import die_with_parent
@@ -85,6 +89,8 @@ class _Watch:
         self._ending = False
         self._dotenv: ModificationTimes = {}
         self._settings: Config | None = None
+        self._serving: Config | None = None  # the last settings that were valid
+        self._problems: tuple[DevProblem, ...] = ()  # of the saved app
         self._scan_s = 0.0  # duration of the last scan
 
     def run(self) -> int:
@@ -108,11 +114,14 @@ class _Watch:
             now = self._scan()
             changed = differences(known, now)
             if not changed or self._ending:
+                self._keep_problems()
                 continue
             started = True
             known = now
             note(f"changed: {', '.join(sorted(path.name for path in changed))}")
-            if is_app_valid():
+            refusal = app_refusal()
+            self._tell_problems(() if refusal is None else problems_of(refusal))
+            if refusal is None:
                 self._reload()
 
     def _scan(self) -> ModificationTimes:
@@ -121,6 +130,7 @@ class _Watch:
         dotenv = modification_times(env_files(dev=True, environ=os.environ))
         if self._settings is None or dotenv != self._dotenv:
             self._dotenv, self._settings = dotenv, _settings()
+            self._serving = self._settings or self._serving
         known = modification_times(watched_files(Path.cwd(), self._settings))
         self._scan_s = time.monotonic() - started_s
         return known
@@ -130,6 +140,31 @@ class _Watch:
         if self._settings is not None:
             with suppress(StartRefused):
                 _write_types(self._settings)
+
+    def _tell_problems(self, problems: tuple[DevProblem, ...]) -> None:
+        """Tell the running server, if there is one, which problems the saved app has."""
+        self._problems = problems
+        path = self._problems_path()
+        if path is None:
+            return
+        with suppress(FileNotFoundError):  # the server ends, or begins anew with another folder
+            if problems:
+                write_problems(path, problems)
+            else:
+                path.unlink()
+
+    def _keep_problems(self) -> None:
+        """Tell a server that has begun anew since."""
+        if self._problems:
+            path = self._problems_path()
+            if path is not None and not path.exists():
+                self._tell_problems(self._problems)
+
+    def _problems_path(self) -> Path | None:
+        running = None if self._serving is None else find_running(self._serving)
+        if not isinstance(running, Running):
+            return None
+        return Runtime(Path(running.runtime_dir)).dev_problems
 
     def _spawn(self) -> None:
         # preexec_fn is safe here: this process has one thread.
@@ -160,8 +195,8 @@ def _settings() -> Config | None:
         return None
 
 
-def is_app_valid() -> bool:
-    """Whether settings, manifest and app are valid. Prints the problems to stderr."""
+def app_refusal() -> StartRefused | None:
+    """Return why settings, manifest or app are not valid, and print it; None: they are valid."""
     try:
         loaded = read_settings(dev=True)
         load_checked(loaded)
@@ -171,8 +206,8 @@ def is_app_valid() -> bool:
         for line in failure_lines(ex):
             note(line)
         note(f"not restarted (a start would end with code {CONFIG})")
-        return False
-    return True
+        return ex
+    return None
 
 
 def _write_types(config: Config) -> None:
