@@ -229,6 +229,17 @@ def test_continuous_backup_that_falls_behind_is_found(tmp_path: Path) -> None:
     assert by_check(node.check_backup(config, None, 0.0)) == {"backup.lag": "note"}
 
 
+@pytest.mark.parametrize("archived", [False, True])
+def test_files_that_no_backup_has_are_found(tmp_path: Path, archived: bool) -> None:
+    settings = {"PYLON_BACKUP_URL": (tmp_path / "archive").as_uri()} if archived else {}
+    config = config_at(tmp_path, **settings)
+    assert "backup.files" not in by_check(node.check_backup(config, None, 0.0))
+    folder = config.files_folder / "ab"
+    folder.mkdir(parents=True)
+    (folder / ("0" * 38 + "ab")).write_bytes(b"1")
+    assert by_check(node.check_backup(config, None, 0.0))["backup.files"] == "warning"
+
+
 def test_what_keeps_postgres_from_freeing_space_is_found(
     tmp_path: Path, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from pylon import limits
 from pylon.config import Config
 from pylon.data_dir import KEY_FILE, data_dir_problems, data_dir_warnings
 from pylon.doctor.findings import ERROR, NOTE, OK, WARNING, Finding, size_text
+from pylon.files.disk import FileFolder
 from pylon.storage.bundle.record import read_record
 
 _LIBRARIES: Final = ("apsw", "psycopg", "gevent", "gunicorn", "falcon", "pyzmq", "msgspec", "loro")
@@ -197,7 +198,8 @@ def check_wal(config: Config, node: NodeState | None) -> Iterator[Finding]:
 
 
 def check_backup(config: Config, node: NodeState | None, now_s: float) -> Iterator[Finding]:
-    """Check the continuous backup if there is one, else the age of the last bundle."""
+    """Check the continuous backup if there is one, else the age of the last bundle; and files."""
+    yield from _check_files(config)
     if config.backup_url is not None:
         yield from _check_continuous_backup(config, node)
         return
@@ -218,6 +220,16 @@ def check_backup(config: Config, node: NodeState | None, now_s: float) -> Iterat
         )
     else:
         yield Finding(OK, "backup.age", what)
+
+
+def _check_files(config: Config) -> Iterator[Finding]:
+    if any(FileFolder(config.files_folder).keys()):
+        yield Finding(
+            WARNING, "backup.files",
+            f"no backup of Pylon has the files that clients uploaded ({config.files_folder})",
+            "a broken disk takes them with it; their records are in the backups",
+            "copy the folder after each bundle, for example by rsync (docs/files.md)",
+        )
 
 
 def _check_continuous_backup(config: Config, node: NodeState | None) -> Iterator[Finding]:
