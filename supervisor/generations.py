@@ -313,7 +313,7 @@ class Generations:
         """Give up the change that is under way: the server stops."""
         change = self._current
         if change is not None and not change.kind.ends_run:
-            self._fail(change, "the server stops")
+            change.progress.publish(**self._fail("the server stops"), done=True)
 
     def tick(self) -> None:
         """Report the progress of a rollout. The main loop calls it after each event."""
@@ -328,15 +328,16 @@ class Generations:
         self._current = self._phase = None
         self._notifier.ready()
         if rollout.phase is Phase.FAILED:
-            self._fail(change, f"{rollout.failure}; the workers from before serve on")
+            last = self._fail(f"{rollout.failure}; the workers from before serve on")
         else:
-            self._finish(change, killed=rollout.killed)
-        self._gate.release()
+            last = self._finish(change, killed=rollout.killed)
+        self._gate.release()  # first: whoever is told of the end may ask for the next change
+        change.progress.publish(**last, done=True)
         if self._asked_again:
             self._asked_again = False
             self.hang_up()
 
-    def _finish(self, change: Change, *, killed: bool) -> None:
+    def _finish(self, change: Change, *, killed: bool) -> dict[str, Any]:
         lifetime = self._lifetime
         lifetime.adopt(change)
         metrics.GENERATION.set(lifetime.generation)
@@ -344,14 +345,12 @@ class Generations:
         _log.info("reload.done", generation=lifetime.generation, killed=killed)
         if change.kind is Kind.WORKERS:
             lifetime.announce(lifetime.loaded)
-        change.progress.publish(
-            step="done", generation=lifetime.generation, killed=killed, done=True, ok=True,
-        )
+        return {"step": "done", "generation": lifetime.generation, "killed": killed, "ok": True}
 
-    def _fail(self, change: Change, why: str) -> None:
+    def _fail(self, why: str) -> dict[str, Any]:
         metrics.RELOADS.labels("failed").inc()
         _log.error("reload.failed", error=why)
-        change.progress.publish(step="failed", message=why, done=True, ok=False)
+        return {"step": "failed", "message": why, "ok": False}
 
 
 def _try_manifest(config: Config) -> Manifest | StartRefused:

@@ -41,6 +41,7 @@ def test_two_pages_play_and_each_sees_the_other(
     with Browser(chromium, tmp_path / "ann") as one, Browser(chromium, tmp_path / "bob") as two:
         ann, bob = one.open(url), two.open(url)
         for page in (ann, bob):
+            page.wait("the page has its script", "typeof snapshots !== 'undefined'")
             page.wait("two players", "Object.keys(snapshots.at(-1)?.players ?? {}).length === 2")
         for mover, watcher in ((ann, bob), (bob, ann)):
             start = mine(mover)
