@@ -81,10 +81,12 @@ UNLINKS_MANY = {"*", "entity:*:*"}
 FUNCTIONS = {"*", "fn:close", "fn:*"}
 ROOMS = {"*", "rooms"}
 SHARDS = {"*", "shards"}
+READS_FILES, WRITES_FILES = {"*", "files:read"}, {"*", "files:write"}
 EVERY = set(SCOPES)
 ADMIN = "admin"  # FORBIDDEN to every key
 INSERT = {"op": "insert", "entity": "Todo", "data": {"title": "x"}}
 ROOM = {"room": "r", "user_id": OWNER}
+SIGN = "/api/files/x/sign"  # makes a link, and changes nothing
 
 # Method, falcon's template: target, body, the scopes that are enough.
 ROUTES: dict[tuple[str, str], tuple[str, Any, set[str] | str]] = {
@@ -154,6 +156,20 @@ ROUTES: dict[tuple[str, str], tuple[str, Any, set[str] | str]] = {
     ("POST", "/api/matchmaking"): ("/api/matchmaking", {"criteria": {"mode": "duel"}}, SHARDS),
     ("DELETE", "/api/matchmaking"): ("/api/matchmaking", None, SHARDS),
     ("POST", "/api/matchmaking/ack"): ("/api/matchmaking/ack", None, SHARDS),
+    ("GET", "/api/files"): ("/api/files", None, READS_FILES),
+    ("GET", "/api/files/{file_id}"): ("/api/files/x", None, READS_FILES),
+    ("PATCH", "/api/files/{file_id}"): ("/api/files/x", {}, WRITES_FILES),
+    ("DELETE", "/api/files/{file_id}"): ("/api/files/x", None, WRITES_FILES),
+    ("POST", "/api/files/{file_id}/sign"): (SIGN, {}, READS_FILES),
+    ("POST", "/api/files/upload"): ("/api/files/upload", {}, WRITES_FILES),
+    ("POST", "/api/files/init"): ("/api/files/init", {}, WRITES_FILES),
+    ("POST", "/api/files/confirm"): ("/api/files/confirm", {}, WRITES_FILES),
+    ("PUT", "/api/files/uploads/{file_id}"): ("/api/files/uploads/x", None, WRITES_FILES),
+    ("POST", "/api/files/tus"): ("/api/files/tus", None, WRITES_FILES),
+    ("GET", "/api/files/tus/{file_id}"): ("/api/files/tus/x", None, READS_FILES),
+    ("PATCH", "/api/files/tus/{file_id}"): ("/api/files/tus/x", None, WRITES_FILES),
+    ("DELETE", "/api/files/tus/{file_id}"): ("/api/files/tus/x", None, WRITES_FILES),
+    ("GET", "/client/{path:path}"): ("/client/pylon.js", None, EVERY),
     ("GET", "/api/sync/ws"): ("/api/sync/ws", None, EVERY),
     ("POST", "/api/__test__/reset"): ("/api/__test__/reset", None, EVERY),
     ("GET", "/email-change/confirm"): ("/email-change/confirm?token=1", None, EVERY),
@@ -379,7 +395,7 @@ def test_a_read_only_caller_changes_nothing_on_any_route(
 ) -> None:
     target, body, enough = ROUTES[route]
     reads = route[0] == "GET" or target.startswith(
-        ("/api/query", "/api/aggregate", "/api/search", "/api/sync/pull")
+        ("/api/query", "/api/aggregate", "/api/search", "/api/sync/pull", SIGN)
     )
     if enough is ADMIN:
         return
