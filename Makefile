@@ -70,11 +70,11 @@ test-processes: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "processes or slow"
 
 NEWEST := tests/storage_contract tests/test_e2e_sync.py tests/test_e2e_faults.py \
-  tests/test_e2e_promise_kills.py tests/test_e2e_documents.py tests/test_e2e_live.py
+  tests/test_e2e_documents.py tests/test_e2e_live.py
 
 test-newest-postgres: $(VENV)/installed-test
 	TEST_EXAMPLES=few PYLON_TEST_POSTGRES=$(or $(PYLON_TEST_POSTGRES),18) \
-	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --store postgres $(NEWEST) tests/test_postgres_*.py
+	  $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --store postgres $(NEWEST) tests/test_postgres_*.py
 
 test-fast: $(VENV)/installed-test
 	TEST_EXAMPLES=few $(UNMARKED)
