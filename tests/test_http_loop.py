@@ -41,7 +41,7 @@ def test_response_is_closed_if_its_connection_ended_while_the_app_was_blocked() 
     with socket.create_connection(("127.0.0.1", port)) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
         run_greenlets_until("the app is called", begun.is_set)
-        drain = gevent.spawn(loop.drain, 0.0, lambda: None)
+        drain = gevent.spawn(loop.drain, 0.0, lambda: 0.0, lambda: None)
         run_greenlets_until("the connection is closed", drain.ready)
         drain.get()
         released.set()
