@@ -25,7 +25,8 @@ UNITS_FOLDER: Final = "etc/systemd/system"
 ENV_FILE: Final = "etc/pylon/pylon.env"
 MANIFEST: Final = "etc/pylon/pylon.manifest.json"
 PUBLIC_FOLDER: Final = "public"  # beside an app's file: its page
-HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # from the service
+# From the service: its unit has ProtectHome and PrivateTmp.
+HIDDEN_FOLDERS: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # nosec B108 # names only
 DATA_FOLDERS: Final = ("var/lib/pylon", "var/lib/pylon-backup")
 COMMAND: Final = "usr/local/bin/pylonctl"
 SITES: Final = {NGINX: "etc/nginx/conf.d/pylon.conf", CADDY: "etc/caddy/pylon.caddy"}
