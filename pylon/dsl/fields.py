@@ -79,7 +79,7 @@ NO_DEFAULT: Final = _NoDefault()
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """What `field` was given, and the place of the call."""
+    """The arguments of a `field`, and the place of the call."""
 
     default: Any
     options: FieldOptions

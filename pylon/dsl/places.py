@@ -33,7 +33,7 @@ Run = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class CallPlace:
-    """Where a call stands: its file, and its span as the interpreter numbers it."""
+    """The place of a call: its file, and its span as the interpreter numbers it."""
 
     file: str
     span: tuple[int, int, int, int]  # first line, last line, first byte, byte behind the last

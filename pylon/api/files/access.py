@@ -1,4 +1,4 @@
-"""Who may read a file, and who may change it.
+"""Rights to read a file, and to change it.
 
 The owner and administrators may do both. Everybody may read a public file. A file that is attached
 to a row may be read by whoever may read that row, by the policies as they are now: a membership

@@ -26,7 +26,7 @@ _Digest = Annotated[
 
 
 class InitBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What an upload will bring. With `size` a file that is too large is refused here."""
+    """The upload to come. With `size` a file that is too large is refused here."""
 
     filename: _Name = None
     content_type: Annotated[
@@ -60,7 +60,7 @@ class SignBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PatchBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a file's record changes."""
+    """The members of a file's record that change."""
 
     name: _Name = None
     public: Annotated[

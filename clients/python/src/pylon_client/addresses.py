@@ -1,4 +1,4 @@
-"""Where the server's sockets are: ``urls`` of ``GET /api/client-config``, asked once for a client.
+"""Addresses of the server's sockets: ``urls`` of ``GET /api/client-config``, read once.
 
 Called by `links`, `changes` and `shards`.
 """

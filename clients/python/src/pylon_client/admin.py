@@ -1,6 +1,7 @@
-"""What administrators do: users, sessions, API keys, export and import. Called by both shells.
+"""Operations of administrators: users, sessions, API keys, export and import.
 
 The server has no route for backups: ``pylonctl backup`` makes them on the server's machine.
+Called by both shells.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class AsyncSessions:
 
 
 class AsyncAdmin:
-    """What administrators do."""
+    """The operations of administrators."""
 
     def __init__(self, shell: AsyncShell, core: Core) -> None:
         self._shell = shell

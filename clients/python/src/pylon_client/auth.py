@@ -21,7 +21,7 @@ class SignedIn(msgspec.Struct, frozen=True):
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who the server takes this client for. Without a session `user_id` is None."""
+    """The identity that the server sees in this client. Without a session `user_id` is None."""
 
     user_id: str | None = None
     tenant_id: str | None = None

@@ -25,7 +25,7 @@ _ROW: Final = msgspec.json.Decoder(dict[str, Any])
 
 @dataclass(frozen=True, slots=True)
 class Query(Generic[T]):
-    """What to read. `order` maps fields to ``asc`` or ``desc``, the most important first."""
+    """The rows to read. `order` maps fields to ``asc`` or ``desc``, the most important first."""
 
     entity: Entity[T]
     filter: Mapping[str, Any] = field(default_factory=dict)

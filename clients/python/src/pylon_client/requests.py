@@ -107,7 +107,7 @@ class Lifetime:
 
 
 class Core:
-    """What the operations of a client share: its options, its session and its end."""
+    """The state that the operations of a client share: its options, its session and its end."""
 
     __slots__ = ("addresses", "lifetime", "options", "session")
 

@@ -36,7 +36,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class RoomEvent:
-    """What happened in a room.
+    """One event of a room.
 
     `kind`: snapshot (the members are known anew), join, leave, presence, broadcast, or missed.
     `user_id` is the member; a broadcast has `topic` and `data`.

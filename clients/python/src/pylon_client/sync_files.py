@@ -142,7 +142,7 @@ class Sessions:
 
 
 class Admin:
-    """What administrators do."""
+    """The operations of administrators."""
 
     def __init__(self, shell: SyncShell, core: Core) -> None:
         self._shell = shell
