@@ -20,12 +20,20 @@ import pytest
 
 # Measured on two shared cores with three modules at a time, 28 November 2026.
 SECONDS: Final = {
-    "identity/test_crashes.py": 164, "test_bench_tools.py": 141, "test_sse_server.py": 134,
-    "test_e2e_shards.py": 132, "faults/test_named_faults.py": 129, "test_deploy_booted.py": 129,
-    "test_e2e_faults.py": 125, "nodes/test_shards.py": 114, "test_e2e_promise.py": 111,
-    "nodes/test_three_nodes.py": 105, "matrix/test_matrix.py": 98, "nodes/test_cluster.py": 97,
-    "test_e2e_migrate.py": 91, "attacks/test_c5_passwords.py": 88, "nodes/test_upgrade.py": 81,
-    "test_e2e_tiers.py": 76, "test_autobahn.py": 74, "test_fuzz_schemathesis.py": 74,
+    "identity/test_crashes.py": 285, "test_fuzz_schemathesis.py": 236,
+    "test_bench_tools.py": 201, "test_e2e_proxies.py": 155, "matrix/test_matrix.py": 140,
+    "test_e2e_promise.py": 139, "test_e2e_promise_kills.py": 136, "nodes/test_upgrade.py": 135,
+    "test_deploy_booted.py": 130, "test_e2e_faults.py": 130, "nodes/test_shards.py": 128,
+    "test_e2e_migrate.py": 124, "nodes/test_three_nodes.py": 118, "test_sse_server.py": 113,
+    "identity/test_mail_processes.py": 108, "test_e2e_tiers.py": 108,
+    "faults/test_named_faults.py": 107, "test_autobahn.py": 93, "test_e2e_reload.py": 88,
+    "test_ws_api_keys.py": 84, "test_supervisor.py": 83, "attacks/test_c5_passwords.py": 82,
+    "test_e2e_shards.py": 77, "test_ws_replay.py": 72, "test_ws_documents.py": 71,
+    "test_packaging.py": 67, "test_ws_server.py": 66, "test_deploy_shapes.py": 65,
+    "test_e2e_restart.py": 62, "test_supervisor_generations.py": 61, "test_cli_advise.py": 60,
+    "test_e2e_sessions.py": 54, "test_e2e_roles.py": 53, "attacks/test_a5_connections.py": 50,
+    "test_e2e_scopes.py": 47, "test_docs_incidents.py": 44, "test_e2e_reconnect.py": 43,
+    "test_cli_verbs.py": 43, "nodes/test_partition.py": 42, "nodes/test_cluster.py": 42,
 }
 
 
