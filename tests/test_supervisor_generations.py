@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,16 @@ def test_new_workers_that_do_not_start_leave_the_old_ones(make: Maker, mood: str
     assert it.end() in (0, 75), it.log()
 
 
+def processes_in(folder: Path) -> list[str]:
+    """Return the pids of all processes that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if (process / "cwd").readlink() == folder:
+                found.append(process.name)
+    return found
+
+
 @pytest.mark.parametrize("victim", ["new", "old", "template"])
 def test_a_process_that_is_killed_meanwhile_does_not_stop_a_reload(
     make: Maker, victim: str
@@ -206,6 +217,8 @@ def test_a_process_that_is_killed_meanwhile_does_not_stop_a_reload(
     assert len(status["roles"]["ws"]["pids"]) == 2
     assert not set(status["roles"]["ws"]["pids"]) & set(before["ws"])
     assert it.end() == 0, it.log()
+    # Nor does a worker that the killed template had forked, and the supervisor never knew.
+    wait_until("no process is left", lambda: processes_in(it.folder) == [])
 
 
 def test_old_workers_that_do_not_end_are_killed(make: Maker) -> None:

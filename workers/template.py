@@ -116,7 +116,7 @@ def serve(
         fork_requests.send_reply(sock, ForkReply(pid))
         with suppress(BrokenPipeError):  # the worker was killed meanwhile
             os.write(gate, _OPEN_GATE)
-        os.close(gate)
+        posix.close(gate)
     return None
 
 
@@ -164,7 +164,7 @@ def _fork() -> tuple[int, int] | None:
         if worker:
             os.write(pid_write, worker.to_bytes(_PID_BYTES, "big"))
             os._exit(0)
-        os.close(gate_write)
+        posix.close(gate_write)
         if os.read(gate_read, 1) != _OPEN_GATE:
             os._exit(1)  # the template has died, and the supervisor does not know this process
         _close((pid_read, pid_write, gate_read))
@@ -172,16 +172,18 @@ def _fork() -> tuple[int, int] | None:
     _close((pid_write, gate_read))
     posix.waitpid(between, 0)
     pid = int.from_bytes(os.read(pid_read, _PID_BYTES), "big")
-    os.close(pid_read)
+    posix.close(pid_read)
     if not pid:
-        os.close(gate_write)
+        posix.close(gate_write)
         raise OSError(errno.EAGAIN, "the second fork has failed")
     return pid, gate_write
 
 
+# `posix.close` everywhere here: where an event loop exists, gevent's `os.close` waits for its next
+# turn. No loop runs here, and a gate that stays open keeps its worker waiting for ever.
 def _close(fds: Iterable[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        posix.close(fd)
 
 
 def set_up_worker(request: ForkRequest, fds: list[int], supervisor_pid: int) -> None:
