@@ -99,10 +99,15 @@ class FileFolder:
 
     def make(self) -> None:
         """Make the folder, if it is missing."""
-        (self.path / INCOMING).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self.path / INCOMING
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_path(self.path)
+            sync_path(self.path.parent)
 
     def free_bytes(self) -> int:
-        """Return the free space of the disk."""
+        """Return the free space of the disk. Makes the folder, if it is missing."""
+        self.make()
         return shutil.disk_usage(self.path).free
 
     def begin(self, name: str) -> Incoming:
@@ -181,7 +186,9 @@ class FileFolder:
         """Sync an incoming file and move it to its final path. It is complete then."""
         incoming.sync()
         path = self.final_path(key)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            sync_path(self.path)  # else a loss of power takes the new folder with its file
         incoming.path.rename(path)
         sync_path(path.parent)
 

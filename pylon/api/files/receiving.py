@@ -101,9 +101,7 @@ def require_room(services: FilesServices, size_bytes: int) -> None:
     Raises:
         StorageFull: it has not.
     """
-    folder = services.folder
-    in_thread(folder.make)
-    if in_thread(folder.free_bytes) - size_bytes < limits.FILES_FREE_BYTES:
+    if in_thread(services.folder.free_bytes) - size_bytes < limits.FILES_FREE_BYTES:
         raise StorageFull("The disk of the files has too little free space; nothing was stored")
 
 
