@@ -25,19 +25,13 @@ def live(tmp_path: Path) -> Iterator[ShippedDatabase]:
         database.crash()
 
 
-def fill(live: ShippedDatabase, commits: int) -> None:
-    for _ in range(commits):
-        live.clock.advance(1)
-        live.commit()
-
-
 def test_every_commit_can_be_restored_by_its_time_and_by_its_seq(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 5)
+    live.fill(5)
     live.capture_now()
-    fill(live, 5)
+    live.fill(5)
     assert live.restart_wal()
-    fill(live, 5)
+    live.fill(5)
     live.capture_now()
     live.upload()
     for commit in live.history:
@@ -51,12 +45,12 @@ def test_every_commit_can_be_restored_by_its_time_and_by_its_seq(live: ShippedDa
 
 def test_wal_does_not_begin_anew_before_its_frames_are_captured(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 20)
+    live.fill(20)
     live.checkpoints.checkpoint("passive")
-    fill(live, 20)  # the writer would begin the WAL anew here
+    live.fill(20)  # the writer would begin the WAL anew here
     live.checkpoints.checkpoint("passive")
     assert not live.checkpoints.checkpoint("restart")
-    fill(live, 1)
+    live.fill(1)
     live.capture_now()
     live.upload()
     assert live.restore(RestorePoint())[1] == 41
@@ -66,9 +60,9 @@ def test_wal_does_not_begin_anew_before_its_frames_are_captured(live: ShippedDat
 def test_wal_begins_anew_again_and_again_without_a_new_generation(live: ShippedDatabase) -> None:
     live.snapshot()
     for _ in range(6):
-        fill(live, 10)
+        live.fill(10)
         assert live.restart_wal()
-    fill(live, 1)
+    live.fill(1)
     live.capture_now()
     live.upload()
     (generation,) = read_catalogue(live.archive)
@@ -81,16 +75,16 @@ def test_reader_that_keeps_the_wal_from_beginning_anew_loses_no_frame(
     live: ShippedDatabase,
 ) -> None:
     live.snapshot()
-    fill(live, 10)
+    live.fill(10)
     reader = apsw.Connection(str(live.path), flags=apsw.SQLITE_OPEN_READONLY)
     reader.execute("BEGIN; SELECT count(*) FROM a").fetchall()
-    fill(live, 10)
+    live.fill(10)
     assert not live.restart_wal()
-    fill(live, 10)
+    live.fill(10)
     reader.close()
-    fill(live, 10)
+    live.fill(10)
     assert live.restart_wal()
-    fill(live, 10)
+    live.fill(10)
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
@@ -99,10 +93,10 @@ def test_reader_that_keeps_the_wal_from_beginning_anew_loses_no_frame(
 
 def test_clean_end_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 10)
+    live.fill(10)
     live.stop()
     live.start()
-    fill(live, 10)
+    live.fill(10)
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
@@ -112,12 +106,12 @@ def test_clean_end_goes_on_with_the_same_generation(live: ShippedDatabase) -> No
 
 def test_crash_goes_on_with_the_same_generation(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 10)
+    live.fill(10)
     live.capture_now()
-    fill(live, 10)
+    live.fill(10)
     live.crash()
     live.start()
-    fill(live, 1)
+    live.fill(1)
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 1
@@ -128,13 +122,13 @@ def test_crash_after_the_wal_began_anew_goes_on_with_the_same_generation(
     live: ShippedDatabase,
 ) -> None:
     live.snapshot()
-    fill(live, 10)
+    live.fill(10)
     assert live.restart_wal()
     live.crash()  # the file still has the old life
     live.start()
-    fill(live, 1)
+    live.fill(1)
     assert live.restart_wal()
-    fill(live, 1)
+    live.fill(1)
     live.crash()  # the file has a new life that the state does not know
     live.start()
     live.capture_now()
@@ -148,14 +142,14 @@ def test_write_of_another_program_while_stopped_begins_a_generation(
     live: ShippedDatabase, end: str
 ) -> None:
     live.snapshot()
-    fill(live, 5)
+    live.fill(5)
     getattr(live, end)()
     other = apsw.Connection(str(live.path))
     other.execute("INSERT INTO a VALUES (1000, 0, 'foreign')")
     other.close()  # empties the WAL
     live.start()
     live.snapshot()
-    fill(live, 1)
+    live.fill(1)
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 2
@@ -166,11 +160,11 @@ def test_write_of_another_program_while_stopped_begins_a_generation(
 
 def test_state_that_is_lost_begins_a_generation(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 3)
+    live.fill(3)
     live.stop()
     (live.capture.spool.folder / "state.json").write_bytes(b"{torn")
     live.start()
-    fill(live, 1)
+    live.fill(1)
     live.capture_now()
     live.upload()
     assert len(read_catalogue(live.archive)) == 2
@@ -183,10 +177,10 @@ def test_large_transaction_spans_segments(
 ) -> None:
     monkeypatch.setattr(limits, "SEGMENT_BYTES", 3 * 4096)
     live.snapshot()
-    fill(live, 2)
+    live.fill(2)
     live.clock.advance(1)
     live.commit(rows=300)
-    fill(live, 2)
+    live.fill(2)
     live.capture_now()
     live.upload()
     (generation,) = read_catalogue(live.archive)
@@ -198,7 +192,7 @@ def test_large_transaction_spans_segments(
 def test_missing_segment_is_said_and_passed_over_with_the_flag_only(live: ShippedDatabase) -> None:
     live.snapshot()
     for _ in range(4):
-        fill(live, 2)
+        live.fill(2)
         live.capture_now()
     live.upload()
     (generation,) = read_catalogue(live.archive)
@@ -216,14 +210,14 @@ def test_missing_segment_is_said_and_passed_over_with_the_flag_only(live: Shippe
 
 def test_snapshot_behind_a_gap_makes_it_harmless(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 2)
+    live.fill(2)
     live.capture_now()
-    fill(live, 2)
+    live.fill(2)
     assert live.restart_wal()
-    fill(live, 2)
+    live.fill(2)
     live.capture_now()
     live.snapshot()
-    fill(live, 2)
+    live.fill(2)
     live.capture_now()
     live.upload()
     (generation,) = read_catalogue(live.archive)
@@ -234,9 +228,9 @@ def test_snapshot_behind_a_gap_makes_it_harmless(live: ShippedDatabase) -> None:
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "other"])
 def test_damaged_segment_is_found_out(live: ShippedDatabase, damage: str) -> None:
     live.snapshot()
-    fill(live, 3)
+    live.fill(3)
     live.capture_now()
-    fill(live, 3)
+    live.fill(3)
     live.capture_now()
     live.upload()
     first, second = read_catalogue(live.archive)[0].segments[-2:]
@@ -256,7 +250,7 @@ def test_frames_that_were_changed_before_their_digest_are_found_out_by_sqlite(
     from pylon.storage.shipping.segment import Segment, encode_segment
 
     live.snapshot()
-    fill(live, 6)
+    live.fill(6)
     live.capture_now()
     live.upload()
     segment = read_catalogue(live.archive)[0].segments[-1]
@@ -274,7 +268,7 @@ def test_time_before_the_first_snapshot_is_refused_with_the_oldest_time(
 ) -> None:
     with pytest.raises(BackupRefused, match="no complete snapshot"):
         live.restore(RestorePoint())
-    fill(live, 2)
+    live.fill(2)
     live.snapshot()
     with pytest.raises(BackupRefused, match=r"its oldest is of 2023-11-14T22:13:22.000Z, seq 2"):
         live.restore(RestorePoint(at_ms=live.history[0].at_ms))
@@ -284,18 +278,18 @@ def test_full_spool_ends_the_chain_and_frees_the_wal(
     live: ShippedDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live.snapshot()
-    fill(live, 5)
+    live.fill(5)
     monkeypatch.setattr(limits, "SPOOL_BYTES", 100)
     live.capture_now()
     assert "wait for the archive" in live.capture.state.broken
-    fill(live, 5)
+    live.fill(5)
     assert live.restart_wal(), "the capture still holds the WAL"
     monkeypatch.undo()
     live.upload()
     assert live.restore(RestorePoint())[1] == 5
     live.capture.begin_generation(live.capture.state.broken)
     live.snapshot()
-    fill(live, 2)
+    live.fill(2)
     live.capture_now()
     live.upload()
     assert live.restore(RestorePoint())[1] == 12
@@ -303,13 +297,13 @@ def test_full_spool_ends_the_chain_and_frees_the_wal(
 
 def test_failing_spool_stops_no_write_and_is_made_up_for(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 5)
+    live.fill(5)
     folder = live.capture.spool.folder
     hidden = folder.with_name("hidden")
     folder.rename(hidden)
     folder.write_bytes(b"no folder")
     live.capture_now()
-    fill(live, 5)
+    live.fill(5)
     assert not live.restart_wal(), "the WAL began anew although its frames were not captured"
     folder.unlink()
     hidden.rename(folder)
@@ -319,11 +313,11 @@ def test_failing_spool_stops_no_write_and_is_made_up_for(live: ShippedDatabase) 
 
 
 def test_clock_that_is_set_back_keeps_the_order_of_generations(live: ShippedDatabase) -> None:
-    fill(live, 1)
+    live.fill(1)
     live.clock.jump(-3_600)
     live.capture.begin_generation("a test")
     live.snapshot()
-    fill(live, 2)
+    live.fill(2)
     live.capture_now()
     live.upload()
     names = [each.name for each in read_catalogue(live.archive)]
@@ -336,9 +330,9 @@ def test_crash_keeps_the_time_and_the_seq_of_commits_that_were_not_captured(
     live: ShippedDatabase,
 ) -> None:
     live.snapshot()
-    fill(live, 3)
+    live.fill(3)
     live.capture_now()
-    fill(live, 5)
+    live.fill(5)
     live.crash()
     live.clock.advance(100)
     live.start()
@@ -351,7 +345,7 @@ def test_crash_keeps_the_time_and_the_seq_of_commits_that_were_not_captured(
 
 def test_commit_of_another_program_gets_no_seq_below_its_own(live: ShippedDatabase) -> None:
     live.snapshot()
-    fill(live, 2)
+    live.fill(2)
     other = apsw.Connection(str(live.path))
     other.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
     other.execute("INSERT INTO a VALUES (600, 3, 'foreign')").fetchall()
@@ -367,14 +361,14 @@ def test_loss_of_power_begins_a_generation_and_a_clean_reboot_does_not(
     live: ShippedDatabase,
 ) -> None:
     live.snapshot()
-    fill(live, 3)
+    live.fill(3)
     live.stop()
     live.boot_id = "two"
     live.start()
-    fill(live, 3)
+    live.fill(3)
     live.capture_now()
     assert len({each.generation for each in live.capture.spool.list_segments()}) == 1
-    fill(live, 3)
+    live.fill(3)
     live.crash()
     live.boot_id = "three"
     live.start()
@@ -389,7 +383,7 @@ def test_loss_of_power_begins_a_generation_and_a_clean_reboot_does_not(
 def test_segments_that_a_loss_of_power_has_torn_are_dropped(live: ShippedDatabase) -> None:
     live.snapshot()
     for _ in range(3):
-        fill(live, 1)
+        live.fill(1)
         live.capture_now()
     waiting = live.capture.spool.list_segments()
     live.crash()

@@ -29,25 +29,19 @@ def live(tmp_path: Path) -> Iterator[ShippedDatabase]:
         database.crash()
 
 
-def fill(live: ShippedDatabase, commits: int) -> None:
-    for _ in range(commits):
-        live.clock.advance(1)
-        live.commit()
-
-
 @pytest.mark.usefixtures("processes")
 def test_snapshots_of_another_process_are_places_of_the_chain(
     live: ShippedDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SNAPSHOT_PROCESS_BYTES", 0)
-    fill(live, 20)
+    live.fill(20)
     live.checkpoints.checkpoint("passive")
-    fill(live, 10)
+    live.fill(10)
     assert live.snapshot().bundle.seq == 30  # the file and the WAL have a part each
-    fill(live, 10)
+    live.fill(10)
     assert live.restart_wal(), "the transaction has ended"
     assert live.snapshot().bundle.seq == 40  # the file has all
-    fill(live, 10)
+    live.fill(10)
     live.capture_now()
     live.upload()
     for seq in (30, 35, 40, 45, 50):
@@ -59,7 +53,7 @@ def test_an_error_of_the_process_is_told_and_a_cancelled_one_ends(
     live: ShippedDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SNAPSHOT_PROCESS_BYTES", 0)
-    fill(live, 3)
+    live.fill(3)
     taken = live.folder / "taken"
     taken.mkdir()
     (taken / "file").touch()
@@ -78,14 +72,14 @@ def test_an_error_of_the_process_is_told_and_a_cancelled_one_ends(
 def test_the_copy_is_of_the_transaction_whatever_is_written_afterwards(
     live: ShippedDatabase,
 ) -> None:
-    fill(live, 10)
+    live.fill(10)
     live.checkpoints.checkpoint("passive")
-    fill(live, 10)
+    live.fill(10)
     reader = connect_reader(live.path)
     begin_reading(reader)
     frames, header = live.capture._readers.count_frames(), read_header(wal_path(live.path))  # type: ignore[union-attr]
     assert header is not None
-    fill(live, 10)
+    live.fill(10)
     live.checkpoints.checkpoint("passive")  # up to the transaction
     request = SnapshotRequest(str(live.path), frames, header.salts, "", None, None)
     assert last_change(request, live.folder / "copy.db") == 20
@@ -94,10 +88,10 @@ def test_the_copy_is_of_the_transaction_whatever_is_written_afterwards(
 
 def test_frames_of_another_life_of_the_wal_are_left_out(live: ShippedDatabase) -> None:
     """Then the file had all frames of the transaction before the WAL began anew."""
-    fill(live, 10)
+    live.fill(10)
     header = read_header(wal_path(live.path))
     assert header is not None and live.restart_wal()
-    fill(live, 5)
+    live.fill(5)
     request = SnapshotRequest(str(live.path), 10, header.salts, "", None, None)
     assert last_change(request, live.folder / "copy.db") == 10
 

@@ -65,6 +65,12 @@ class ShippedDatabase:
         self.upkeep = open_upkeep(self.path)
         self.checkpoints = Checkpoints(self.upkeep, self.turns, self.clock, self.capture)
 
+    def fill(self, commits: int) -> None:
+        """Commit once a second, so often."""
+        for _ in range(commits):
+            self.clock.advance(1)
+            self.commit()
+
     def commit(self, rows: int = 1) -> None:
         assert self.writer is not None
         self.turns.acquire()
