@@ -50,7 +50,7 @@ Stamps = dict[str, tuple[int, int]]  # modification time in ns and size of each 
 
 @dataclass(frozen=True, slots=True)
 class DeclaredManifest:
-    """What an app's Python declares: the document, its text, and the places of its parts."""
+    """A manifest in Python: the document, its text, and the places of its parts."""
 
     document: dict[str, Any]
     text: str

@@ -33,7 +33,7 @@ _PYLON_NAMES: Final = (
 _TAKEN: Final = frozenset(
     (*_PYLON_NAMES, *dir(builtins), "Decimal", "Literal", "annotations", "date", "datetime")
 )
-# What an attribute would hide from the rest of its class.
+# Names that an attribute would hide from the rest of its class.
 _BODY_TAKEN: Final = frozenset((
     *_TYPES.values(), "Entity", "File", "Id", "Literal", "caller", "caller_tenant", "field",
     "index", "new_uuid", "now", "own_id", "policy", "relation", "search",

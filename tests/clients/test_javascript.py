@@ -56,7 +56,7 @@ MANIFEST = {
 
 
 class Addresses(NamedTuple):
-    """Where the clients connect."""
+    """The addresses that the clients connect to."""
 
     url: str
     direct: str

@@ -48,7 +48,7 @@ _FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\
 
 @dataclass(slots=True)
 class Faults:
-    """What the proxy does to connections. The defaults do nothing."""
+    """The faults that the proxy brings to connections. The defaults bring none."""
 
     refuse: bool = False
     stall: bool = False

@@ -91,7 +91,7 @@ class Node:
         return f"{self.facts.incarnation}.{self._leases}"
 
     def take_lease(self) -> None:
-        """What the supervisor does at a start, and when the former lease has ended."""
+        """The steps of the supervisor at a start, and when the former lease has ended."""
         self._leases += 1
         self.stage.run(*node_registry.take(self.facts, self.lease))
 

@@ -30,7 +30,7 @@ _DETACHED: Final = {"entity": None, "row_id": None, "field": None, "attached_at"
 
 
 class Attachment(NamedTuple):
-    """What one write of a row changes: detached fields, and the file of each attached one."""
+    """The changes of one write of a row: detached fields, and the file of each attached one."""
 
     detached: tuple[str, ...]
     attached: tuple[tuple[str, str], ...]

@@ -53,7 +53,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
 
 @dataclass
 class Outcomes:
-    """What the server has told the clients, by row id. None: deleted."""
+    """The rows that the server has sent to the clients, by id. None: deleted."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     rows: dict[str, str | None] = field(default_factory=dict)

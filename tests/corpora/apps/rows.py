@@ -1,4 +1,4 @@
-"""What an app's code does with rows and types: checked by mypy and pyright, and run."""
+"""The uses that an app's code has for rows and types: checked by mypy and pyright, and run."""
 
 from __future__ import annotations
 
